@@ -1,0 +1,67 @@
+# Two commands: `make demo` and `make test`. Both make .venv first where it is not there.
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# apt-get as root, through sudo, or not at all
+APT := $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] && echo apt-get || command -v sudo >/dev/null && echo sudo apt-get; })
+
+.PHONY: help env demo test test-all lint format lock golden browser clean
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(INSTALLED)  ## make .venv with the pinned dependencies
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "terrafine needs Python 3.11; name it: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(MAKE) --no-print-directory opencv-libraries
+	@touch $@
+
+# opencv-python links to libraries that a bare machine lacks
+.PHONY: opencv-libraries
+opencv-libraries:
+	@[ -n "$(APT)" ] || { echo "opencv needs libGL and glib: install libgl1 and libglib2.0-0"; exit 1; }
+	$(APT) update -qq && $(APT) install -y -qq --no-install-recommends libgl1 libglib2.0-0 libxcb1
+	$(BIN)/python -c 'import cv2'
+
+demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
+	$(BIN)/terrafine demo --into demo
+
+test: $(INSTALLED) browser  ## the tests, without the slow ones
+	$(BIN)/pytest -m 'not slow'
+
+test-all: $(INSTALLED) browser  ## all tests
+	$(BIN)/pytest
+
+# the report is tested in a real browser; without one those tests skip and say so
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ -n "$(APT)" ] && $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "no browser could be installed: the browser tests will skip"
+
+lint: $(INSTALLED)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(INSTALLED)  ## compile the pipeline anew after a change that is meant
+	$(BIN)/python -m pipelines.compile tests/contract/land_cover_map.yaml
+
+lock: $(INSTALLED)  ## resolve the newest allowed versions into requirements.lock
+	$(BIN)/pip-compile --quiet --extra dev --allow-unsafe --strip-extras --no-emit-index-url \
+		--no-emit-find-links --no-header --output-file requirements.lock pyproject.toml
+	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
+
+clean:  ## remove the environment and what the demo made
+	rm -rf $(VENV) demo runs

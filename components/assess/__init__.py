@@ -1,0 +1,1 @@
+"""The assess stage as a KFP component."""

@@ -1,0 +1,40 @@
+"""The assess stage as a KFP component."""
+
+from kfp.dsl import Artifact, ClassificationMetrics, Input, Metrics, Output
+
+from components import component
+
+
+@component
+def assess(
+    spec: str,
+    data: str,
+    workdir: str,
+    chips: Input[Artifact],
+    trained: Input[Artifact],
+    manifest: Output[Artifact],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+) -> None:
+    """Estimate the model's accuracy, and the label product's, on the same samples.
+
+    Args:
+        spec: The whole run, as the YAML text of a MapSpec.
+        data: Folder that the spec's relative paths start from.
+        workdir: Folder that takes all results.
+        chips: Manifest of the label stage.
+        trained: Manifest of the training.
+        manifest: What the stage made, from what, and its figures.
+        metrics: The stage's figures.
+        confusion: Confusion matrix, rows mapped, columns reference.
+    """
+    import json
+
+    from components.stage import numbers, output, run_stage
+
+    done = run_stage("assess", spec, data, workdir, [chips.path, trained.path], manifest.path)
+    for name, value in numbers(done).items():
+        metrics.log_metric(name, value)
+    report = json.loads(output(done, workdir, "map_report").read_text())
+    names = [row["name"] for row in report["classes"]]
+    confusion.log_confusion_matrix(names, report["matrix"])

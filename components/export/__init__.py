@@ -1,0 +1,1 @@
+"""The export stage as a KFP component."""

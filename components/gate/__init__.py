@@ -1,0 +1,1 @@
+"""The gate stage as a KFP component."""

@@ -1,0 +1,1 @@
+"""The map stage as a KFP component."""

@@ -1,0 +1,1 @@
+"""The train stage as a KFP component."""

@@ -1,0 +1,1 @@
+"""The DAGs: wiring, gate, resources; nothing else."""

@@ -1,0 +1,1 @@
+"""Serving engines around the domain: Triton and Ray come here."""

@@ -1,0 +1,53 @@
+"""``terrafine model``: networks and model bundles."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from terrafine.cli.options import JsonOption
+from terrafine.errors import ModelError
+from terrafine.models import describe
+
+app = typer.Typer(no_args_is_help=True, help="Networks.")
+
+
+@app.command()
+def info(
+    arch: Annotated[str, typer.Option(help="hrnet_w<C>, C the width of the finest branch")] = (
+        "hrnet_w24"
+    ),
+    bands: Annotated[int, typer.Option(min=1, help="input bands")] = 4,
+    classes: Annotated[int, typer.Option(min=2, help="outputs")] = 7,
+    stem_strides: Annotated[str, typer.Option(help="of the two first convolutions")] = "2,1",
+    first_norm: Annotated[
+        Literal["instance", "batch"], typer.Option(help="norm after the first convolution")
+    ] = "instance",
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters, cost and receptive field of a network.
+
+    Example: `terrafine model info --arch hrnet_w24 --bands 4 --classes 10 --json`
+    """
+    try:
+        first, second = (int(part) for part in stem_strides.split(","))
+    except ValueError as error:
+        raise ModelError(
+            f"--stem-strides {stem_strides!r}: give two numbers, for example 2,1"
+        ) from error
+    found = describe(
+        arch, bands=bands, classes=classes, stem_strides=(first, second), first_norm=first_norm
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(title=arch, show_header=False, title_justify="left")
+    for key, value in found.items():
+        table.add_row(
+            key.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value)
+        )
+    Console().print(table)

@@ -1,0 +1,119 @@
+"""``terrafine run``: the pipeline on this machine, and ``terrafine demo``: on a real scene."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from terrafine.cli.local_pipeline import run_pipeline
+from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
+from terrafine.datasets import LICENCE_NOTICE, coarse_product, fetch
+from terrafine.spec import load_spec
+from terrafine.stages import ENGINE, Job, Manifest
+
+REFUSED = 3
+
+
+def run(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say which stages would run, and stop")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline on this machine; stages that are done are not run again.
+
+    Exit codes: 0 released, 3 refused by the gate, 1 error.
+
+    Examples: `terrafine run examples/north-carolina.yaml --data demo/data`,
+    `terrafine run examples/zion.yaml --data ../shared/data/zion_l8_nlcd2011 --dry-run`
+    """
+    job = Job.open(spec, data=data, workdir=workdir)
+    if dry_run:
+        _plan(job, as_json)
+        return
+    _finish(job, run_pipeline(job, quiet=as_json), as_json)
+
+
+def demo(
+    into: Annotated[Path, typer.Option(help="folder for data and results")] = Path("demo"),
+    spec: Annotated[Path, typer.Option(help="the North Carolina spec")] = Path(
+        "examples/north-carolina.yaml"
+    ),
+) -> None:
+    """Map a real Landsat scene of North Carolina end to end: data, training, map, report."""
+    loaded = load_spec(spec)
+    typer.echo(LICENCE_NOTICE)
+    data = fetch(into / "data")
+    coarse_product(loaded.assess.reference, data, data / loaded.labels.file, seed=loaded.seed)
+    job = Job.open(spec, data=data, workdir=into)
+    _finish(job, run_pipeline(job), as_json=False)
+
+
+def _plan(job: Job, as_json: bool) -> None:
+    done = {name: ENGINE.find(job, name) is not None for name in ENGINE.stages}
+    if as_json:
+        typer.echo(json.dumps({"workdir": str(job.workdir), "done": done}, indent=2))
+        return
+    table = Table("stage", "stands on", "", title=f"{job.spec.name} in {job.workdir}")
+    for name, stage in ENGINE.stages.items():
+        table.add_row(name, ", ".join(stage.needs), "done" if done[name] else "to do")
+    Console().print(table)
+
+
+def _finish(job: Job, released: Manifest | None, as_json: bool) -> None:
+    gate = ENGINE.find(job, "gate")
+    assert gate is not None, "the pipeline ended without a gate"
+    last = released or ENGINE.find(job, "refuse")
+    assert last is not None, "the pipeline ended without a report"
+    if as_json:
+        typer.echo(last.model_dump_json(indent=2))
+    else:
+        _last_screen(job, gate, last, released is not None)
+    if released is None:
+        raise typer.Exit(REFUSED)
+
+
+def _last_screen(job: Job, gate: Manifest, last: Manifest, released: bool) -> None:
+    """What was made, where, and how good it is."""
+    m = {**gate.metrics, **last.metrics}
+    made = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for title, key in (("report", "report"), ("map", "geotiff"), ("map store", "store")):
+        if key in last.outputs:
+            made.add_row(title, _short(job.output(last, key)))
+    if "release" in m:
+        made.add_row("release", str(m["release"]))
+    made.add_row("map", f"agrees with the reference on {_interval(m, 'map')}")
+    made.add_row("coarse product", f"agrees on {_interval(m, 'product')}")
+    made.add_row("gain", f"{_interval(m, 'gain')} (points, paired)")
+    title = "released" if released else "refused by the gate: nothing was mapped"
+    panel = Panel(
+        made, title=f"{job.spec.name}: {title}", border_style="green" if released else "red"
+    )
+    console = Console()
+    console.print(panel)
+    if not released:
+        console.print(job.output(gate, "verdict").read_text(), markup=False)
+    for note in job.spec.publish.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _interval(metrics: dict[str, float | int | str], key: str) -> str:
+    sign = "+" if key == "gain" else ""
+    ends = [metrics.get(f"{key}_oa{end}") for end in ("", "_low", "_high")]
+    value, low, high = (f"{v:{sign}.1%}" if v is not None else "undefined" for v in ends)
+    return f"{value} ({low} to {high})"
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

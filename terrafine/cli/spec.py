@@ -1,0 +1,100 @@
+"""``terrafine spec``: explain and describe specs without running anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from terrafine.cli.options import DataOption, JsonOption, SpecArgument
+from terrafine.errors import SpecError
+from terrafine.models import describe
+from terrafine.spec import MapSpec, data_root, load_spec, resolve_in
+
+app = typer.Typer(no_args_is_help=True, help="Check and describe specs.")
+
+
+@app.command()
+def check(spec: SpecArgument, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Explain a spec without running it: what it would do, and which files it finds.
+
+    Example: `terrafine spec check examples/north-carolina.yaml --data demo/data`
+    """
+    loaded = load_spec(spec)
+    root = data_root(spec, data)
+    files = {name: resolve_in(root, name).is_file() for name in named_files(loaded)}
+    if as_json:
+        shown = {"spec": loaded.model_dump(mode="json"), "digest": loaded.digest(), "files": files}
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        _explain(loaded, root, files)
+    missing = [name for name, found in files.items() if not found]
+    if missing:
+        raise SpecError(
+            f"{spec}: under the data root {root} there is no {', '.join(missing)}; "
+            "set --data or TERRAFINE_DATA to the folder that holds it"
+        )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec, for editors and other programs."""
+    typer.echo(json.dumps(MapSpec.model_json_schema(), indent=2))
+
+
+@app.command()
+def show(spec: SpecArgument) -> None:
+    """Print the spec with every default written out."""
+    typer.echo(load_spec(spec).to_yaml(), nl=False)
+
+
+def named_files(spec: MapSpec) -> list[str]:
+    """Every data file a spec names, once."""
+    files = [file for scene in spec.imagery.scenes for file in scene.files]
+    files += [spec.labels.file, spec.assess.reference.file]
+    return list(dict.fromkeys(files))
+
+
+def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
+    legend = spec.resolve_legend()
+    network = describe(
+        spec.model.arch,
+        bands=len(spec.imagery.bands),
+        classes=len(legend.classes),
+        stem_strides=spec.model.stem_strides,
+        first_norm=spec.model.first_norm,
+    )
+    training, mapping, reference = spec.training, spec.map, spec.assess.reference
+    scenes = len(spec.imagery.scenes)
+    rows = {
+        "imagery": f"{scenes} scene{'s' * (scenes > 1)}, bands {', '.join(spec.imagery.bands)}",
+        "labels": f"{spec.labels.file} through crosswalk "
+        f"{spec.labels.resolve_crosswalk(legend).name}",
+        "legend": f"{legend.name}: {', '.join(legend.names)}",
+        "chips": f"{spec.chips.size} x {spec.chips.size} pixels, "
+        f"{spec.chips.validation_fraction:.0%} for validation in blocks of "
+        f"{spec.chips.block} x {spec.chips.block} chips",
+        "filter": f"chips agreeing on less than {spec.filter.min_agreement:.0%} are dropped",
+        "network": f"{spec.model.arch}, {network['parameters']:,} parameters, "
+        f"{network['macs_per_pixel']:,.0f} MAC per pixel, sees {network['receptive_field']} pixels",
+        "training": f"{training.epochs} epochs of batch {training.batch}, "
+        f"crops {training.crop}, SGD from {training.learning_rate:g}",
+        "assessment": f"against {reference.file}, {reference.region}",
+        "map": f"windows {mapping.window} (core {mapping.core}), shards {mapping.shard}, "
+        + ("CLAHE blocks " + str(mapping.enhance.block) if mapping.enhance.enabled else "no CLAHE"),
+        "gate": ", ".join(
+            f"{key} {value}" for key, value in spec.gate.model_dump(exclude_defaults=True).items()
+        )
+        or "better than the label product",
+        "digest": spec.digest()[:12],
+    }
+    table = Table(title=f"{spec.name}", show_header=False, title_justify="left")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    console = Console()
+    console.print(table)
+    for name, found in files.items():
+        console.print(f"{'found  ' if found else 'MISSING'} {root / name}", soft_wrap=True)

@@ -1,0 +1,94 @@
+"""What the mapper asks of a model: raw uint16 windows in, three bytes per pixel out.
+
+The mapper knows only :class:`Predictor`, so that onnxruntime in this process, torch, or a server
+behind a network can stand behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from terrafine.errors import ModelError
+from terrafine.export.session import INPUT, OUTPUTS, open_graph
+from terrafine.legend import UInt8Array
+
+if TYPE_CHECKING:
+    from terrafine.export.graph import ServedModel
+
+UInt16Array = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a batch of windows; each array (N, H, W) uint8.
+
+    ``enhanced_NHW``: round(255 x probability) of the legend's enhanced class, 0 without one.
+    ``other_class_NHW``: legend code of the most probable other class, 0 where the pixel is missing.
+    ``other_NHW``: round(255 x its probability), one less where the enhanced class is more probable
+    and both round to the same.
+    """
+
+    enhanced_NHW: UInt8Array
+    other_class_NHW: UInt8Array
+    other_NHW: UInt8Array
+
+
+class Predictor(Protocol):
+    """A model that is ready to be asked."""
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows of raw numbers; equal windows give equal bytes."""
+
+
+class OnnxPredictor:
+    """An exported graph, run by onnxruntime on this machine's CPU.
+
+    ``threads``: of onnxruntime, 0 for every core; the bytes do not depend on it (tested).
+    ModelError when the file is missing or is no graph that terrafine exported.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        self._session, self.info = open_graph(path, threads=threads)
+        self._path = path
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self.info.window
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows of shape (N, bands, window, window); ModelError on another shape."""
+        expected = (self.info.bands, self.window, self.window)
+        if windows_NCHW.shape[1:] != expected or windows_NCHW.dtype != np.uint16:
+            raise ModelError(
+                f"{self._path}: takes uint16 windows of {expected}, not {windows_NCHW.dtype} of "
+                f"{windows_NCHW.shape[1:]}; export the model with this window and these bands"
+            )
+        found: Any = self._session.run(list(OUTPUTS), {INPUT: windows_NCHW})
+        return Prediction(*found)
+
+
+class TorchPredictor:
+    """The network itself, for machines without an exported graph and to compare against."""
+
+    def __init__(self, model: ServedModel, *, window: int) -> None:
+        self._model = model.eval()
+        self._window = window
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self._window
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows of shape (N, bands, window, window)."""
+        return Prediction(*self._model.predict(windows_NCHW))

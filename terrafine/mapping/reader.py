@@ -1,0 +1,291 @@
+"""Reading a map store: released maps, earlier releases and runs under way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from terrafine.errors import MapStoreError
+from terrafine.geometry import PixelGrid, Window
+from terrafine.legend import UNWRITTEN, Legend
+from terrafine.mapping.layout import FILLS, Layout, ZoneLayout, overview_grid, read_layout
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Where a map comes from. ``run``: branch of the store; ``model``, ``spec``: digests."""
+
+    run: str
+    model: str
+    spec: str
+    scenes: tuple[str, ...]
+    mapping: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A named map that stays readable under its name."""
+
+    name: str
+    snapshot: str
+    written_at: datetime
+    record: RunRecord
+    current: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a pixel is what it is."""
+
+    landcover: int
+    confidence: int
+    scene: str | None
+    record: RunRecord | None
+    snapshot: str | None
+    written_at: datetime | None
+
+
+class MapReader:
+    """A map store, open for reading.
+
+    ``ref`` names a state of the store: "main" (the current release), a release, a run's branch, or
+    a snapshot.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors(path, "opened"):
+            self._repository = _open(path)
+            tip = self._repository.lookup_branch(MAIN)
+            # zarr takes a snapshot that cannot be read for an empty one
+            self._repository.lookup_snapshot(tip)
+            root = self._root(tip)
+            self.layout: Layout = read_layout(root, where=str(path))
+
+    @property
+    def legend(self) -> Legend:
+        """The legend of every map in the store."""
+        return self.layout.legend
+
+    def zones(self) -> tuple[str, ...]:
+        """Names of the zones."""
+        return tuple(self.layout.zones)
+
+    def grid(self, zone: str) -> PixelGrid:
+        """The pixel grid of a zone."""
+        return self._zone(zone).grid
+
+    def window(self, zone: str) -> Window:
+        """The extent of a zone's arrays in global pixel numbers."""
+        return self._zone(zone).extent
+
+    def read(
+        self, zone: str, window: Window, array: str = "landcover", ref: str = MAIN
+    ) -> npt.NDArray[Any]:
+        """Pixels of ``landcover`` (uint8 codes), ``confidence`` (uint8 percent) or ``source``.
+
+        What was never written, and what lies outside the zone, is 255 (``source``, uint16: 65535).
+        """
+        if array not in FILLS:
+            raise MapStoreError(f"{self.path}: no array {array!r}; it has {', '.join(FILLS)}")
+        dtype, fill = FILLS[array]
+        extent = self._zone(zone).extent
+        out_HW = np.full(window.shape, fill, dtype)
+        inside = window.intersection(extent)
+        if inside is not None:
+            with storage_errors(self.path, "read"):
+                stored = self._array(f"{zone}/{array}", ref)
+                out_HW[inside.slices(window)] = stored[inside.slices(extent)]
+        return out_HW
+
+    def overviews(self, zone: str, ref: str = MAIN) -> tuple[int, ...]:
+        """How many times coarser the stored overviews of a zone are, finest first."""
+        self._zone(zone)
+        with storage_errors(self.path, "read"):
+            group = self._root(self.snapshot(ref))[zone]
+            assert isinstance(group, zarr.Group)
+            names = [n for n in group.array_keys() if n.startswith("landcover_")]
+        return tuple(sorted(int(n.removeprefix("landcover_")) for n in names))
+
+    def overview(
+        self, zone: str, factor: int, ref: str = MAIN
+    ) -> tuple[npt.NDArray[np.uint8], PixelGrid, Window]:
+        """A stored overview of the class map with the grid and window it covers."""
+        if factor not in self.overviews(zone, ref):
+            raise MapStoreError(
+                f"{self.path}: zone {zone} has no overview by {factor} at {ref!r}; publish the map"
+            )
+        grid, window = overview_grid(self._zone(zone), factor)
+        with storage_errors(self.path, "read"):
+            return np.asarray(self._array(f"{zone}/landcover_{factor}", ref)[:]), grid, window
+
+    def provenance(self, ref: str = MAIN) -> RunRecord | None:
+        """The run behind a state of the store; None before the first release."""
+        with storage_errors(self.path, "read"):
+            stored = self._root(self.snapshot(ref)).attrs.get("run")
+        return None if stored is None else _record(stored)
+
+    def explain(self, zone: str, row: int, col: int, ref: str = MAIN) -> Explanation:
+        """Scene, model, run and commit of one pixel, given by its global row and column."""
+        pixel = Window(row, col, 1, 1)
+        code, percent, source = (int(self.read(zone, pixel, name, ref)[0, 0]) for name in FILLS)
+        record = self.provenance(ref)
+        size = self._zone(zone).shard
+        shard = [zone, row // size * size, col // size * size]
+        commit = None
+        if code != UNWRITTEN:
+            with storage_errors(self.path, "read"):
+                history = self._ancestry(ref)
+                commit = next((i for i in history if shard in i.metadata.get("shards", [])), None)
+        scenes = record.scenes if record else ()
+        return Explanation(
+            landcover=code,
+            confidence=percent,
+            scene=scenes[source - 1] if 0 < source <= len(scenes) else None,
+            record=record,
+            snapshot=commit.id if commit else None,
+            written_at=commit.written_at if commit else None,
+        )
+
+    def releases(self) -> list[Release]:
+        """Every release, oldest first."""
+        with storage_errors(self.path, "read"):
+            current = self._repository.lookup_branch(MAIN)
+            tags = {
+                name: self._repository.lookup_tag(name) for name in self._repository.list_tags()
+            }
+            found = [
+                Release(
+                    name,
+                    snapshot,
+                    self._repository.lookup_snapshot(snapshot).written_at,
+                    _record(self._root(snapshot).attrs["run"]),
+                    snapshot == current,
+                )
+                for name, snapshot in tags.items()
+            ]
+        return sorted(found, key=lambda release: (release.written_at, release.name))
+
+    def runs(self) -> tuple[str, ...]:
+        """Branches of the runs, finished or not."""
+        with storage_errors(self.path, "read"):
+            return tuple(sorted(b for b in self._repository.list_branches() if b != MAIN))
+
+    def snapshot(self, ref: str) -> str:
+        """The snapshot that ``ref`` stands for now; MapStoreError with what there is."""
+        with storage_errors(self.path, "read"):
+            if ref in self._repository.list_branches():
+                return self._repository.lookup_branch(ref)
+            if ref in self._repository.list_tags():
+                return self._repository.lookup_tag(ref)
+            try:
+                return self._repository.lookup_snapshot(ref).id
+            except icechunk.IcechunkError as error:
+                releases = ", ".join(sorted(self._repository.list_tags())) or "none yet"
+                raise MapStoreError(
+                    f"{self.path}: no release, run or snapshot {ref!r}; releases: {releases}; "
+                    f"runs: {', '.join(self.runs()) or 'none yet'}"
+                ) from error
+
+    def _zone(self, zone: str) -> ZoneLayout:
+        try:
+            return self.layout.zones[zone]
+        except KeyError as error:
+            raise MapStoreError(
+                f"{self.path}: no zone {zone!r}; it has {', '.join(self.layout.zones)}"
+            ) from error
+
+    def _root(self, snapshot: str) -> zarr.Group:
+        session = self._repository.readonly_session(snapshot_id=snapshot)
+        try:
+            return zarr.open_group(session.store, mode="r")
+        except FileNotFoundError as error:
+            raise MapStoreError(
+                f"{self.path}: an Icechunk store, but no map; map into a new folder"
+            ) from error
+
+    def _array(self, name: str, ref: str) -> zarr.Array[Any]:
+        array = self._root(self.snapshot(ref))[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _ancestry(self, ref: str) -> Iterator[icechunk.SnapshotInfo]:
+        return self._repository.ancestry(snapshot_id=self.snapshot(ref))
+
+
+def open_map(path: Path) -> MapReader:
+    """Open a map store for reading; MapStoreError when there is none."""
+    return MapReader(path)
+
+
+def is_map_store(path: Path) -> bool:
+    """Whether ``path`` is a folder that holds an Icechunk repository."""
+    return (path / "refs" / f"branch.{MAIN}" / "ref.json").is_file()
+
+
+@contextmanager
+def storage_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn the storage engine's errors into a MapStoreError that names the store."""
+    try:
+        yield
+    except icechunk.ConflictError as error:
+        raise MapStoreError(
+            f"{path}: another process has committed to this run meanwhile; let one finish, then "
+            "run again: finished shards are kept"
+        ) from error
+    except icechunk.IcechunkError as error:
+        raise MapStoreError(
+            f"{path}: the map store cannot be {what}: {_reason(error)}; what was committed before "
+            "is unharmed; see to disk space and permissions, then run again"
+        ) from error
+
+
+def _record(stored: Any) -> RunRecord:
+    return RunRecord(
+        run=stored["run"],
+        model=stored["model"],
+        spec=stored["spec"],
+        scenes=tuple(stored["scenes"]),
+        mapping=stored["mapping"],
+    )
+
+
+def _reason(error: icechunk.IcechunkError) -> str:
+    """What Icechunk says before the dozen lines of context in its report."""
+    head = str(error).split("context:")[0]
+    return " ".join(head.replace("|", " ").split()).removeprefix("x ") or "unknown reason"
+
+
+def _open(path: Path) -> icechunk.Repository:
+    if not is_map_store(path):
+        raise MapStoreError(
+            f"{path}: no map store here; make one with `terrafine map`, or give the folder that "
+            "holds one"
+        )
+    return icechunk.Repository.open(storage(path))
+
+
+@lru_cache(maxsize=1)
+def _quieten() -> None:
+    """Silence Icechunk's warning about concurrent commits on local disks: the writer locks."""
+    if "ICECHUNK_LOG" not in os.environ:
+        icechunk.set_logs_filter("error")
+
+
+def storage(path: Path) -> icechunk.Storage:
+    """Icechunk's storage for a folder."""
+    _quieten()
+    return icechunk.local_filesystem_storage(str(path))

@@ -1,0 +1,156 @@
+"""Raster files: opening, what a file must state, and GDAL's errors in a person's words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+
+from terrafine.errors import RasterError
+from terrafine.geometry import PixelGrid, Window
+
+# GDAL's block cache in bytes: GDAL_CACHEMAX=256 would mean 256 bytes (facts/performance.md).
+CACHE_BYTES = 256 * 2**20
+
+# Open files kept per process, so that a mosaic of thousands of scenes does not exhaust the
+# process's file descriptors.
+MAX_OPEN_FILES = 64
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """GDAL's settings for reading; its errors become RasterError naming ``path``."""
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        # rasterio's "Read failed. See previous exception" hides GDAL's own words in the cause
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RasterError(
+            f"{path}: cannot be read, the file is damaged or no raster ({reason}); "
+            "copy or download it again"
+        ) from error
+
+
+class _OpenFiles:
+    """The most recently used datasets of this process, closed when they fall out."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._open: OrderedDict[tuple[int, str, int], Any] = OrderedDict()
+
+    def get(self, path: Path) -> Any:
+        # The process id keeps a forked worker from sharing its parent's file position, the time
+        # of change keeps a rewritten file from being read through an old handle.
+        key = (os.getpid(), str(path), path.stat().st_mtime_ns)
+        if key not in self._open:
+            self._open[key] = rasterio.open(path)
+            if len(self._open) > MAX_OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+_FILES = _OpenFiles()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A rasterio dataset of ``path``, shared within the process; threads take turns."""
+    with reading(path), _FILES.lock:
+        yield _FILES.get(path)
+
+
+def require_raster(path: Path) -> None:
+    """Raise RasterError when ``path`` is missing, no raster, or a TIFF that was cut off."""
+    if not path.is_file():
+        raise RasterError(
+            f"{path}: no such file; check the spec's path and the data root "
+            "(the spec's folder, --data or TERRAFINE_DATA)"
+        )
+    with reading(path), rasterio.open(path) as dataset:
+        if dataset.count == 0:
+            raise RasterError(
+                f"{path}: holds no band of its own; name one of its subdatasets' files"
+            )
+        if dataset.driver == "GTiff":
+            _require_whole(path, dataset)
+
+
+def _require_whole(path: Path, dataset: Any) -> None:
+    """A cut TIFF opens without complaint and fails hours later: look where its blocks end."""
+    size = path.stat().st_size
+    interleaved = dataset.interleaving is not None and dataset.interleaving.name == "pixel"
+    for band in range(1, 2 if interleaved else dataset.count + 1):
+        block_height, block_width = dataset.block_shapes[band - 1]
+        for row in range(-(-dataset.height // block_height)):
+            for col in range(-(-dataset.width // block_width)):
+                start = dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
+                length = dataset.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=band)
+                # A block without an offset was never written: GDAL's sparse files, all nodata.
+                if start and int(start) + int(length) > size:
+                    raise RasterError(
+                        f"{path}: truncated: the block of band {band} at row {row * block_height}, "
+                        f"column {col * block_width} should end at byte "
+                        f"{int(start) + int(length)}, the file has {size}; copy or download it "
+                        "again"
+                    )
+
+
+def parse_crs(text: str, *, where: str) -> CRS:
+    """The CRS a person wrote; RasterError when it means nothing to PROJ."""
+    try:
+        return CRS.from_user_input(text)
+    except ValueError as error:  # CRSError, or Python's own for EPSG:moon
+        raise RasterError(
+            f"{where}: {text!r} is no CRS that PROJ knows; write it like EPSG:32650"
+        ) from error
+
+
+def crs_text(crs: CRS) -> str:
+    """``EPSG:<code>`` where the CRS has a code, else WKT."""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt())
+
+
+def crs_of(dataset: Any, override: str | None, *, where: str, key: str) -> str:
+    """The CRS to use for a dataset: ``override`` if given, else the file's own.
+
+    ``key`` is the spec's key that the error tells the reader to set.
+    """
+    if override is not None:
+        return crs_text(parse_crs(override, where=key))
+    if dataset.crs is None:
+        raise RasterError(
+            f"{where}: the file states no CRS; set {key} to the one it is in, e.g. EPSG:32650"
+        )
+    return crs_text(dataset.crs)
+
+
+def placement(dataset: Any, crs: str, *, where: str) -> tuple[PixelGrid, Window]:
+    """Grid and window of a north-up dataset; RasterError when it is not georeferenced."""
+    transform: Affine = dataset.transform
+    if transform == Affine.identity():
+        raise RasterError(
+            f"{where}: the file has no georeferencing (no transform); add it, for example with "
+            "gdal_edit -a_ullr, or warp the scene by its ground control points"
+        )
+    grid = PixelGrid.from_transform(crs, transform, where=where)
+    return grid, grid.window(transform, (dataset.height, dataset.width), where=where)
+
+
+def file_window(window: Window, within: Window) -> rasterio.windows.Window:
+    """``window`` as rasterio's, for a file that covers ``within``."""
+    return rasterio.windows.Window(
+        window.col - within.col, window.row - within.row, window.width, window.height
+    )

@@ -1,0 +1,160 @@
+"""Maps as cloud-optimised GeoTIFFs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
+from terrafine.errors import RasterError
+from terrafine.geometry import PixelGrid, Window
+from terrafine.legend import UNWRITTEN, Legend, UInt8Array
+from terrafine.raster.files import CACHE_BYTES, crs_of, opened, placement, require_raster
+
+_BLOCK = 512
+
+
+def write_geotiff(
+    path: Path,
+    array_HW: npt.NDArray[Any],
+    grid: PixelGrid,
+    window: Window,
+    *,
+    nodata: int | None,
+    legend: Legend | None,
+    overviews: bool = True,
+    tags: Mapping[str, str] | None = None,
+    description: str = "land cover",
+) -> None:
+    """Write a map as a cloud-optimised GeoTIFF that GDAL and QGIS draw in the legend's colours.
+
+    ``array_HW``: integers that cover ``window`` of ``grid``. With a legend (then uint8) come a
+    colour table, and the class names in a ``.aux.xml`` beside the file, where GDAL looks for
+    them. Overviews hold the most frequent class, or the nearest pixel without a legend. The file
+    appears whole or not at all; RasterError names the folder when it cannot be written.
+    """
+    if array_HW.shape != window.shape:
+        raise ValueError(f"array {array_HW.shape} does not cover window {window.shape}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tif")
+    sidecar, new_sidecar = _sidecar(path), _sidecar(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(
+            temporary, array_HW, grid, window, nodata, legend, overviews, tags or {}, description
+        )
+        require_raster(temporary)  # GDAL does not report every write that a full disk refused
+        if legend is None:
+            sidecar.unlink(missing_ok=True)
+        else:
+            new_sidecar.write_text(_category_names(legend), encoding="utf-8")
+            new_sidecar.replace(sidecar)
+        temporary.replace(path)
+    except (RasterioError, CPLE_BaseError, RasterError, OSError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error.__cause__ or error).split())
+        raise RasterError(
+            f"{path}: the GeoTIFF cannot be written to {path.parent} ({reason}); free space there "
+            "or choose another folder"
+        ) from error
+    finally:
+        # GDAL builds overviews in files of its own beside it
+        for leftover in path.parent.glob(f"{temporary.name}*"):
+            leftover.unlink()
+
+
+def _write(
+    path: Path,
+    array_HW: npt.NDArray[Any],
+    grid: PixelGrid,
+    window: Window,
+    nodata: int | None,
+    legend: Legend | None,
+    overviews: bool,
+    tags: Mapping[str, str],
+    description: str,
+) -> None:
+    options = {
+        "compress": "DEFLATE",
+        "predictor": "NO" if legend else "YES",
+        "blocksize": _BLOCK,
+        "overviews": "AUTO" if overviews else "NONE",
+        "overview_resampling": "MODE" if legend else "NEAREST",
+        "bigtiff": "IF_SAFER",
+    }
+    with (
+        rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES),
+        rasterio.open(
+            path,
+            "w",
+            driver="COG",
+            dtype=array_HW.dtype,
+            count=1,
+            height=window.height,
+            width=window.width,
+            crs=grid.crs,
+            transform=grid.transform(window),
+            nodata=nodata,
+            **options,
+        ) as dataset,
+    ):
+        dataset.write(array_HW, 1)
+        dataset.set_band_description(1, description)
+        dataset.update_tags(**tags)
+        if legend is not None:
+            colors = {code: tuple(rgba) for code, rgba in enumerate(legend.color_table.tolist())}
+            dataset.write_colormap(1, colors)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".aux.xml")
+
+
+def _category_names(legend: Legend) -> str:
+    """GDAL's auxiliary file with one name per code; rasterio has no way to set them."""
+    names = dict(zip(legend.codes, legend.names, strict=True))
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    categories = ElementTree.SubElement(band, "CategoryNames")
+    for code in range(max(names) + 1):
+        ElementTree.SubElement(categories, "Category").text = names.get(code, "")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def read_geotiff(path: Path) -> tuple[UInt8Array, PixelGrid, Window]:
+    """First band of a class map as uint8 (H, W), with its grid and window.
+
+    A nodata value that no uint8 can hold becomes 255. RasterError when the file is missing, cut
+    off, without CRS or georeferencing, or holds values other than whole numbers of 0..255.
+    """
+    require_raster(path)
+    with opened(path) as dataset:
+        crs = crs_of(dataset, None, where=str(path), key="it (gdal_edit -a_srs)")
+        grid, window = placement(dataset, crs, where=str(path))
+        array_HW = dataset.read(1)
+        nodata = dataset.nodata
+    if array_HW.dtype != np.uint8:
+        array_HW = _as_codes(array_HW, nodata, path)
+    return array_HW, grid, window
+
+
+def _as_codes(array_HW: npt.NDArray[Any], nodata: float | None, path: Path) -> UInt8Array:
+    values = array_HW.astype(np.float64)
+    if nodata is not None and not 0 <= nodata <= UNWRITTEN:
+        values[np.isnan(values) if math.isnan(nodata) else array_HW == nodata] = UNWRITTEN
+    wrong = ~((values >= 0) & (values <= UNWRITTEN) & (values == np.floor(values)))
+    if wrong.any():
+        row, col = (int(i) for i in np.argwhere(wrong)[0])
+        raise RasterError(
+            f"{path}: row {row}, column {col} holds {float(array_HW[row, col]):g}, no class code "
+            "of 0..255; give a map of class codes"
+        )
+    return values.astype(np.uint8)

@@ -1,0 +1,470 @@
+"""MapSpec: one YAML file says everything about a run.
+
+Every default that Dong et al. 2020 states is that paper's, and its description names the section.
+Models are frozen and refuse unknown keys. Paths are relative to the data root (the spec's folder,
+or ``--data`` / ``TERRAFINE_DATA``) and cannot leave it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from terrafine.errors import SpecError
+from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
+
+DATA_VARIABLE = "TERRAFINE_DATA"
+
+
+def _relative(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(
+            f"path {path!r} leaves the data root; give it relative to the root "
+            f"(the spec's folder, or --data / {DATA_VARIABLE})"
+        )
+    return path
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"{value} is not a power of two")
+    return value
+
+
+DataPath = Annotated[str, AfterValidator(_relative)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+PowerOfTwo = Annotated[int, Field(ge=16), AfterValidator(_power_of_two)]
+CrosswalkChoice = str | dict[int, int | str]
+
+
+class Section(BaseModel):
+    """Base of every part of the spec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SceneSpec(Section):
+    """One scene: a multi-band file, or one single-band file per band in the order of `bands`."""
+
+    name: Name
+    files: Annotated[tuple[DataPath, ...], Field(min_length=1)]
+    band_indexes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="1-based bands of a multi-band file; default: the first ones"
+    )
+
+
+class ImagerySpec(Section):
+    """The fine imagery."""
+
+    scenes: Annotated[tuple[SceneSpec, ...], Field(min_length=1)]
+    bands: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("red", "green", "blue", "nir"), description="R G B NIR (Dong et al. 2020, section 2.1)"
+    )
+    nodata: float | None = Field(
+        None, description="value of missing pixels; default: what the file says"
+    )
+    crs: str | None = Field(None, description="overrides the CRS the files state, e.g. EPSG:32612")
+    scale: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="stored values are multiplied by this before they are rounded to uint16"
+    )
+
+    @field_validator("scenes")
+    @classmethod
+    def _names_differ(cls, scenes: tuple[SceneSpec, ...]) -> tuple[SceneSpec, ...]:
+        names = [s.name for s in scenes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two scenes share a name: {names}")
+        return scenes
+
+
+class LabelSource(Section):
+    """A categorical raster and how its codes become classes."""
+
+    file: DataPath
+    crosswalk: CrosswalkChoice = Field(
+        "FROM-GLC10",
+        description="name of a known crosswalk, or {code: class name or code, 0 to ignore}",
+    )
+    crs: str | None = Field(None, description="overrides the CRS the file states")
+    nodata: float | None = Field(None, description="default: the file's own, then the crosswalk's")
+
+    def resolve_crosswalk(self, legend: Legend) -> Crosswalk:
+        """The crosswalk onto ``legend``; SpecError when it is unknown or does not fit."""
+        if isinstance(self.crosswalk, str):
+            if self.crosswalk not in CROSSWALKS:
+                raise SpecError(
+                    f"crosswalk {self.crosswalk!r} is unknown"
+                    f"{_did_you_mean(self.crosswalk, CROSSWALKS)}; known: {', '.join(CROSSWALKS)}; or give a mapping {{code: class}}"
+                )
+            walk = CROSSWALKS[self.crosswalk]
+        else:
+            walk = Crosswalk(
+                name="in the spec",
+                mapping={
+                    code: legend.code_of(target) if isinstance(target, str) else target
+                    for code, target in self.crosswalk.items()
+                },
+            )
+        walk.check(legend)
+        return walk if self.nodata is None else walk.model_copy(update={"nodata": self.nodata})
+
+
+class ReferenceSpec(LabelSource):
+    """What accuracy is measured against: a raster, or a vector file of points."""
+
+    class_column: str = Field("class", description="column of a vector file that holds the code")
+    region: Literal["validation", "all"] = Field(
+        "validation",
+        description="'validation': only where no chip was trained on; 'all': everywhere (points "
+        "that nobody trained on, as in Dong et al. 2020, section 2.3)",
+    )
+
+
+class ChipsSpec(Section):
+    """How scenes are cut for training."""
+
+    size: PowerOfTwo = Field(1024, description="pixels a side (section 2.3)")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="2 000 of 102 000 (section 2.3)"
+    )
+    block: Annotated[int, Field(ge=1)] = Field(
+        4, description="chips a side of the blocks that the train/validation split keeps whole"
+    )
+    max_missing: Share = Field(
+        0.5, description="chips with a larger share of missing or unlabelled pixels are left out"
+    )
+
+
+class FilterSpec(Section):
+    """Which chips the final model is trained on."""
+
+    min_agreement: Share = Field(
+        0.20,
+        description="chips on which preliminary model and product agree on less are dropped "
+        "(section 2.3)",
+    )
+
+
+class ModelSpec(Section):
+    """The network."""
+
+    arch: Annotated[str, Field(pattern=r"^hrnet_w[1-9][0-9]*$")] = Field(
+        "hrnet_w24", description="HRNet with C = 24 (section 3.2)"
+    )
+    stem_strides: tuple[Literal[1, 2], Literal[1, 2]] = Field(
+        (2, 1), description="one 2-strided convolution at first (section 3.2)"
+    )
+    first_norm: Literal["instance", "batch"] = Field(
+        "instance", description="norm after the first convolution (section 3.2)"
+    )
+
+
+class TrainingSpec(Section):
+    """Optimisation."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(120, description="section 3.2")
+    preliminary_epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="for the preliminary model; default: the same"
+    )
+    batch: Annotated[int, Field(ge=1)] = Field(32, description="over all workers (section 3.2)")
+    crop: Annotated[int, Field(ge=16)] = Field(513, description="pixels a side (section 2.3)")
+    crops_per_chip: Annotated[int, Field(ge=1)] = Field(1, description="in every epoch")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.01, description="initial (section 3.2)")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD (section 3.2)")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="not given in the paper")
+    schedule: Literal["poly", "cosine", "constant"] = Field(
+        "poly", description="of the learning rate; the paper gives only its start"
+    )
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {"impervious": 3.0},
+        description="in the cross entropy, others 1 (section 3.2)",
+        validate_default=True,
+    )
+    flips_and_rotations: bool = Field(True, description="the eight symmetries of the square")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on CUDA, fp32 on the CPU"
+    )
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+
+
+class AssessSpec(Section):
+    """How accuracy is estimated."""
+
+    reference: ReferenceSpec
+    bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples for intervals")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    unit: Annotated[int, Field(ge=1)] = Field(
+        16,
+        description="pixels a side of the blocks resampled for a raster reference, whose "
+        "neighbouring pixels are no independent samples; points are resampled one by one",
+    )
+
+
+class GateSpec(Section):
+    """What a model must show before it is promoted. Every rule that is set must hold."""
+
+    better_than_product: bool = Field(
+        True, description="paired interval of OA(map) - OA(product) lies above `margin`"
+    )
+    margin: float = Field(
+        0.0, allow_inf_nan=False, description="in points of OA / 100, may be negative"
+    )
+    min_overall_accuracy: Share | None = None
+    min_users_accuracy: dict[str, Share] = Field({}, description="class name -> floor")
+    min_producers_accuracy: dict[str, Share] = Field({}, description="class name -> floor")
+    min_samples: Annotated[int, Field(ge=1)] = Field(
+        50, description="reference samples in all that the verdict needs"
+    )
+    min_samples_per_class: Annotated[int, Field(ge=0)] = Field(
+        0, description="for every class that has a floor, and for every class in the reference"
+    )
+    max_unmapped: Share = Field(0.01, description="share of reference samples without a class")
+    champion: DataPath | None = Field(
+        None,
+        description="model bundle now in production; the candidate must not be worse by a paired "
+        "test at the 1 - `assess.confidence` level",
+    )
+
+
+class ExportSpec(Section):
+    """The ONNX graph."""
+
+    opset: Annotated[int, Field(ge=17)] = 18
+    min_class_agreement: Share = Field(
+        0.9999, description="of ONNX and torch on real windows, or the export is refused"
+    )
+    max_probability_error: Share = Field(0.02, description="largest, on the same windows")
+    parity_windows: Annotated[int, Field(ge=1)] = 4
+
+
+class EnhanceSpec(Section):
+    """CLAHE of the enhanced class (section 3.3). Clip limit and threshold are not in the paper."""
+
+    enabled: bool = True
+    block: PowerOfTwo = Field(512, description="pixels a side (section 3.3)")
+    clip_limit: Annotated[float, Field(gt=0)] = 2.0
+    threshold: Annotated[int, Field(ge=0, le=255)] = 128
+    gain: Annotated[float, Field(ge=1)] = Field(2.0, description="inside the mask (section 3.3)")
+    loss: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="outside the mask (section 3.3)"
+    )
+
+
+class MappingSpec(Section):
+    """How the map is cut into work. Windows, blocks and shards lie on one global grid."""
+
+    core: PowerOfTwo = Field(1024, description="pixels a side that a window contributes")
+    halo: Annotated[int, Field(ge=0)] = Field(128, description="pixels seen around the core")
+    shard: PowerOfTwo = Field(8192, description="pixels a side that one worker writes whole")
+    enhance: EnhanceSpec = EnhanceSpec()
+    wave: Annotated[int, Field(ge=1)] = Field(16, description="shards per commit")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="of onnxruntime; 0: every core")
+
+    @model_validator(mode="after")
+    def _nested(self) -> Self:
+        for what, size in (("core", self.core), ("enhance.block", self.enhance.block)):
+            if size > self.shard:
+                raise ValueError(f"{what} {size} is larger than shard {self.shard}")
+        if (self.core + 2 * self.halo) % 16:
+            raise ValueError(
+                f"core + 2 halo = {self.core + 2 * self.halo} must be a multiple of 16"
+            )
+        return self
+
+    @property
+    def window(self) -> int:
+        """Pixels a side that the network sees."""
+        return self.core + 2 * self.halo
+
+
+class PublishSpec(Section):
+    """What people get to see."""
+
+    title: str | None = Field(None, description="of the report; default: the spec's name")
+    zooms: Annotated[int, Field(ge=0, le=12)] = Field(4, description="places shown enlarged")
+    zoom_size: Annotated[int, Field(ge=16)] = Field(96, description="pixels a side of a zoom")
+    notes: tuple[str, ...] = Field((), description="what the reader must know about the data")
+
+
+class MapSpec(Section):
+    """A whole run: imagery and a label product in, a published map out."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    legend: str | Legend = Field("seven", description=f"one of {', '.join(LEGENDS)}, or your own")
+    imagery: ImagerySpec
+    labels: LabelSource
+    chips: ChipsSpec = ChipsSpec()
+    filter: FilterSpec = FilterSpec()
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    assess: AssessSpec
+    gate: GateSpec = GateSpec()
+    export: ExportSpec = ExportSpec()
+    map: MappingSpec = MappingSpec()
+    publish: PublishSpec = PublishSpec()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        legend = self.resolve_legend()
+        self.labels.resolve_crosswalk(legend)
+        self.assess.reference.resolve_crosswalk(legend)
+        if self.training.crop > self.chips.size:
+            raise ValueError(
+                f"training.crop {self.training.crop} is larger than chips.size {self.chips.size}"
+            )
+        named = {
+            "gate.min_users_accuracy": self.gate.min_users_accuracy,
+            "gate.min_producers_accuracy": self.gate.min_producers_accuracy,
+        }
+        if "class_weights" in self.training.model_fields_set:
+            named["training.class_weights"] = self.training.class_weights
+        for where, classes in named.items():
+            for wrong in set(classes) - set(legend.names):
+                raise ValueError(
+                    f"{where}: legend {legend.name!r} has no class {wrong!r}"
+                    f"{_did_you_mean(wrong, legend.names)}; it has {', '.join(legend.names)}"
+                )
+        return self
+
+    def resolve_legend(self) -> Legend:
+        """The legend meant; SpecError when its name is unknown."""
+        if isinstance(self.legend, Legend):
+            return self.legend
+        if self.legend not in LEGENDS:
+            raise SpecError(
+                f"legend {self.legend!r} is unknown; known: {', '.join(LEGENDS)}; "
+                "or write its classes into the spec"
+            )
+        return LEGENDS[self.legend]
+
+    def class_weights(self) -> tuple[float, ...]:
+        """Loss weight of every class in output order (others 1)."""
+        return tuple(
+            self.training.class_weights.get(name, 1.0) for name in self.resolve_legend().names
+        )
+
+    def digest(self, *sections: str) -> str:
+        """SHA-256 over the named sections, or over the whole spec."""
+        data = self.model_dump(mode="json", include=set(sections) if sections else None)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The spec with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_spec(text: str, *, where: str) -> MapSpec:
+    """A MapSpec from YAML text. SpecError names the key, the value and the remedy."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where}: a spec is a YAML mapping; see `terrafine spec schema`")
+    try:
+        return MapSpec.model_validate(data)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
+    except ValidationError as error:
+        raise SpecError(f"{where}: " + "; ".join(_explain(error))) from error
+
+
+def load_spec(path: Path) -> MapSpec:
+    """A MapSpec from a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpecError(f"{path}: the spec cannot be read: {reason}") from error
+    return parse_spec(text, where=str(path))
+
+
+def data_root(spec_file: Path, option: Path | None = None) -> Path:
+    """Where the spec's relative paths start: --data, then TERRAFINE_DATA, then its folder."""
+    chosen = option or os.environ.get(DATA_VARIABLE) or spec_file.parent
+    root = Path(chosen).resolve()
+    if not root.is_dir():
+        raise SpecError(
+            f"{root}: the data root is no folder; point --data or {DATA_VARIABLE} to the data"
+        )
+    return root
+
+
+def resolve_in(root: Path, relative: str) -> Path:
+    """``relative`` under ``root``, symbolic links followed; SpecError when that leaves the root."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise SpecError(f"{relative!r} leads out of the data root {root}; copy the data into it")
+    return path
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One clause per problem: dotted key, what is wrong, the right key where one is near."""
+    out = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        key = ".".join(loc)
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"][:-1])
+            text = f"unknown key {key!r}{_did_you_mean(loc[-1], known)}"
+            out.append(text if "mean" in text else f"{text}; known here: {', '.join(known)}")
+        elif item["type"] == "missing":
+            out.append(f"key {key!r} is missing")
+        else:
+            message = re.sub(r"^Value error, ", "", item["msg"])
+            shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            out.append(f"{key}: {message}{shown}" if key else message)
+    return out
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """Keys that the section at ``loc`` knows, read from the JSON schema."""
+    schema = MapSpec.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in loc:
+        choices = [node, *node.get("anyOf", [])]
+        choices = [_deref(schema, c) for c in choices]
+        if isinstance(part, int):
+            node = next((c["items"] for c in choices if "items" in c), {})
+        else:
+            node = next(
+                (c["properties"][part] for c in choices if part in c.get("properties", {})),
+                # pydantic adds the name of a union's member to the place; it is the node itself
+                node,
+            )
+    found = [_deref(schema, c) for c in [node, *node.get("anyOf", [])]]
+    return [key for c in found for key in c.get("properties", {})]
+
+
+def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    ref = node.get("$ref")
+    if ref is None:
+        return node
+    resolved: dict[str, Any] = schema["$defs"][ref.rsplit("/", 1)[1]]
+    return resolved

@@ -1,0 +1,28 @@
+"""The stages: the list of them is the architecture."""
+
+from terrafine.stages.assess import ASSESS
+from terrafine.stages.engine import Engine, Job, Manifest
+from terrafine.stages.export import EXPORT
+from terrafine.stages.filter import FILTER
+from terrafine.stages.gate import GATE
+from terrafine.stages.label import LABEL
+from terrafine.stages.map import MAP
+from terrafine.stages.publish import PUBLISH, REFUSE
+from terrafine.stages.train import TRAIN, TRAIN_PRELIMINARY
+
+ENGINE = Engine(
+    [
+        LABEL,
+        TRAIN_PRELIMINARY,
+        FILTER,
+        TRAIN,
+        ASSESS,
+        GATE,
+        EXPORT,
+        MAP,
+        PUBLISH,
+        REFUSE,
+    ]
+)
+
+__all__ = ["ENGINE", "Engine", "Job", "Manifest"]

@@ -1,0 +1,239 @@
+"""assess: what the map would say, and what the product says, against the same reference."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from terrafine.accuracy import (
+    AccuracyReport,
+    Figure,
+    GateEvidence,
+    PairedComparison,
+    Samples,
+    assess,
+    compare,
+    sample,
+)
+from terrafine.chips import ChipStore, open_chips
+from terrafine.export import ServedModel, load_bundle
+from terrafine.geometry import Window
+from terrafine.legend import Legend, UInt8Array
+from terrafine.mapping import Plan, Prediction, Predictor, TorchPredictor, compute_shard
+from terrafine.mapping.predictor import UInt16Array
+from terrafine.raster import (
+    ClassRaster,
+    Mosaic,
+    Points,
+    is_vector,
+    open_class_raster,
+    open_mosaics,
+    read_points,
+)
+from terrafine.spec import MapSpec, resolve_in
+from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
+from terrafine.stages.label import scene_files
+
+Reference = ClassRaster | Points
+ReadMap = Callable[[Window], UInt8Array]
+
+EVIDENCE = TypeAdapter(GateEvidence)
+
+# Windows whose prediction is kept while neighbouring cells ask for them again as their halo.
+_REMEMBERED = 64
+
+
+def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
+    store = open_chips(job.output(needed["label"], "chips"))
+    candidate = _predictor(job, job.output(needed["train"], "model"))
+    labels = open_class_raster(job.spec.labels, store.legend, job.data)
+
+    def product(mosaic: Mosaic) -> ReadMap:
+        return partial(labels.read, mosaic.grid)
+
+    samples = sample_map(job, store, partial(_on_demand, job.spec, candidate), product)
+    map_report = report(job, samples, "map")
+    product_report = report(job, samples.of_other(), "product")
+    gain = paired(job, samples, "map", "product")
+    evidence = GateEvidence(
+        report=map_report,
+        product=product_report,
+        against_product=gain,
+        against_champion=_against_champion(job, store, candidate),
+    )
+    (folder / "evidence.json").write_bytes(EVIDENCE.dump_json(evidence, indent=1))
+    (folder / "map.json").write_text(map_report.model_dump_json(indent=1))
+    (folder / "product.json").write_text(product_report.model_dump_json(indent=1))
+    (folder / "accuracy.md").write_text(
+        map_report.to_markdown() + "\n\n" + product_report.to_markdown()
+    )
+    return Outcome(
+        {
+            "evidence": Path("evidence.json"),
+            "map_report": Path("map.json"),
+            "product_report": Path("product.json"),
+            "accuracy": Path("accuracy.md"),
+        },
+        {
+            "samples": map_report.samples,
+            **_flat("map_oa", map_report.overall_accuracy),
+            **_flat("product_oa", product_report.overall_accuracy),
+            **_flat("gain_oa", gain.difference),
+        },
+    )
+
+
+def sample_map(
+    job: Job,
+    store: ChipStore,
+    read_map: Callable[[Mosaic], ReadMap],
+    read_other: Callable[[Mosaic], ReadMap] | None,
+) -> Samples:
+    """Samples of a map, zone by zone, where the spec wants it assessed."""
+    reference = open_reference(job.spec, job.data)
+    parts = []
+    for mosaic in open_mosaics(job.spec.imagery, job.data).values():
+        parts.append(
+            sample(
+                read_map(mosaic),
+                mosaic.grid,
+                assessed_windows(job.spec, store, mosaic),
+                reference,
+                unit=job.spec.assess.unit,
+                read_other=read_other(mosaic) if read_other else None,
+            )
+        )
+    return Samples.concatenate(parts)
+
+
+def assessed_windows(spec: MapSpec, store: ChipStore, mosaic: Mosaic) -> list[Window]:
+    """The validation chips of a zone, or all its shards."""
+    if spec.assess.reference.region == "all":
+        return Plan.of(mosaic, spec.map).shards()
+    chips = store.indexes("validation").tolist()
+    return [store.window(i) for i in chips if store.table["zone"].iloc[i] == mosaic.zone]
+
+
+def open_reference(spec: MapSpec, data: Path) -> Reference:
+    """The reference the spec names: points, or a raster through its crosswalk."""
+    source, legend = spec.assess.reference, spec.resolve_legend()
+    if is_vector(resolve_in(data, source.file)):
+        return read_points(source, legend, data)
+    return open_class_raster(source, legend, data)
+
+
+def report(job: Job, samples: Samples, name: str) -> AccuracyReport:
+    """The accuracy report of one map with the spec's options."""
+    source, options = job.spec.assess.reference, job.spec.assess
+    points = is_vector(resolve_in(job.data, source.file))
+    return assess(
+        samples,
+        job.spec.resolve_legend(),
+        map_name=name,
+        reference_name=source.file,
+        kind="points" if points else "raster",
+        resamples=options.bootstrap,
+        confidence=options.confidence,
+        seed=job.spec.seed,
+    )
+
+
+def paired(job: Job, samples: Samples, first: str, second: str) -> PairedComparison:
+    """Paired comparison of the two maps in ``samples`` with the spec's options."""
+    return compare(
+        samples,
+        job.spec.resolve_legend().codes,
+        first=first,
+        second=second,
+        resamples=job.spec.assess.bootstrap,
+        confidence=job.spec.assess.confidence,
+        seed=job.spec.seed,
+    )
+
+
+class RememberingPredictor:
+    """A predictor that keeps its last answers, since neighbouring cells share windows."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._answers: OrderedDict[bytes, Prediction] = OrderedDict()
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self._predictor.window
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows of shape (N, bands, window, window)."""
+        key = sha256(windows_NCHW.tobytes()).digest()
+        if key not in self._answers:
+            self._answers[key] = self._predictor.predict(windows_NCHW)
+            if len(self._answers) > _REMEMBERED:
+                self._answers.popitem(last=False)
+        self._answers.move_to_end(key)
+        return self._answers[key]
+
+
+def _predictor(job: Job, bundle: Path) -> Predictor:
+    model, info = load_bundle(bundle, legend=job.spec.resolve_legend())
+    served = ServedModel(model, info.legend)
+    return RememberingPredictor(TorchPredictor(served, window=job.spec.map.window))
+
+
+def _on_demand(spec: MapSpec, predictor: Predictor, mosaic: Mosaic) -> ReadMap:
+    """The map of a zone, computed where it is asked for: the same pixels that mapping gives,
+    because they do not depend on the cell they are computed in."""
+    legend: Legend = spec.resolve_legend()
+    enhances = spec.map.enhance.enabled and legend.enhanced is not None
+    size = max(spec.map.core, spec.map.enhance.block if enhances else 0)
+
+    def read(window: Window) -> UInt8Array:
+        out_HW = np.zeros(window.shape, np.uint8)
+        for cell in window.tiles(size):
+            part = cell.intersection(window)
+            assert part is not None, "a tile of a window touches it"
+            done = compute_shard(
+                cell, imagery=mosaic, predictor=predictor, spec=spec.map, legend=legend
+            )
+            out_HW[part.slices(window)] = done.landcover[part.slices(cell)]
+        return out_HW
+
+    return read
+
+
+def _against_champion(job: Job, store: ChipStore, candidate: Predictor) -> PairedComparison | None:
+    if job.spec.gate.champion is None:
+        return None
+    champion = _predictor(job, resolve_in(job.data, job.spec.gate.champion))
+    samples = sample_map(
+        job,
+        store,
+        partial(_on_demand, job.spec, candidate),
+        partial(_on_demand, job.spec, champion),
+    )
+    return paired(job, samples, "map", "champion")
+
+
+def _flat(name: str, figure: Figure) -> dict[str, Metric]:
+    ends = {"": figure.value, "_low": figure.low, "_high": figure.high}
+    return {f"{name}{end}": round(v, 4) for end, v in ends.items() if v is not None}
+
+
+def _files(spec: MapSpec) -> list[str]:
+    champion = [spec.gate.champion] if spec.gate.champion else []
+    return [*scene_files(spec), spec.labels.file, spec.assess.reference.file, *champion]
+
+
+ASSESS = Stage(
+    name="assess",
+    needs=("label", "train"),
+    sections=("imagery", "labels", "assess", "map", "gate"),
+    files=_files,
+    work=_work,
+)

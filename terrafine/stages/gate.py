@@ -1,0 +1,25 @@
+"""gate: promote or refuse, with the reasons. It fails closed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from terrafine.accuracy import decide
+from terrafine.stages.assess import EVIDENCE
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+
+
+def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
+    assessed = needed["assess"]
+    evidence = EVIDENCE.validate_json(job.output(assessed, "evidence").read_bytes())
+    decision = decide(job.spec.gate, evidence)
+    (folder / "decision.json").write_text(decision.model_dump_json(indent=2))
+    (folder / "verdict.md").write_text(decision.to_markdown())
+    return Outcome(
+        {"decision": Path("decision.json"), "verdict": Path("verdict.md")},
+        {**assessed.metrics, "decision": "promote" if decision.passed else "refuse"},
+    )
+
+
+GATE = Stage(name="gate", needs=("assess",), sections=("gate",), work=_work)

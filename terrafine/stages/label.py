@@ -1,0 +1,44 @@
+"""label: imagery and label product -> chips (Dong et al. 2020, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from terrafine.chips import build_chips
+from terrafine.raster import check_overlap, open_class_raster, open_mosaics
+from terrafine.spec import MapSpec
+from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
+
+
+def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
+    spec = job.spec
+    legend = spec.resolve_legend()
+    mosaics = open_mosaics(spec.imagery, job.data)
+    labels = open_class_raster(spec.labels, legend, job.data)
+    check_overlap(labels, list(mosaics.values()))
+    store = build_chips(folder / "chips", spec=spec, mosaics=mosaics, labels=labels)
+    metrics: dict[str, Metric] = {
+        "chips": len(store),
+        "train": len(store.indexes("train")),
+        "validation": len(store.indexes("validation")),
+    }
+    for name in legend.names:
+        metrics[f"share_{name}"] = round(float(np.mean(store.table[f"share_{name}"])), 4)
+    return Outcome({"chips": Path("chips")}, metrics)
+
+
+def scene_files(spec: MapSpec) -> list[str]:
+    """Every imagery file the spec names."""
+    return [file for scene in spec.imagery.scenes for file in scene.files]
+
+
+LABEL = Stage(
+    name="label",
+    needs=(),
+    sections=("imagery", "labels", "chips"),
+    files=lambda spec: [*scene_files(spec), spec.labels.file],
+    work=_work,
+)

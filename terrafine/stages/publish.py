@@ -1,0 +1,204 @@
+"""publish: a finished map -> a release that people can open, and its report.
+
+``refuse`` is the other end of the pipeline: the same report without a map, and the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from terrafine.accuracy import AccuracyReport
+from terrafine.chips import open_chips
+from terrafine.geometry import Window
+from terrafine.legend import UInt8Array
+from terrafine.mapping import MapStore
+from terrafine.progress import progress
+from terrafine.publish import (
+    item,
+    mode_downsample,
+    overview_factors,
+    overview_pyramid,
+    overview_shape,
+    quicklook,
+)
+from terrafine.raster import Mosaic, open_mosaics, write_geotiff
+from terrafine.spec import MapSpec
+from terrafine.stages.assess import report, sample_map
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.label import scene_files
+from terrafine.stages.map import STORE
+from terrafine.stages.report import MapLayers, write_report
+
+# Pixels of the longer side of a quick look's map.
+_QUICKLOOK = 2048
+_NEEDS = ("label", "train-preliminary", "filter", "train", "assess", "gate")
+
+
+@dataclass(frozen=True)
+class ZoneRelease:
+    """One zone of a finished run, and the folder its release goes to."""
+
+    job: Job
+    store: MapStore
+    run: str
+    name: str
+    mosaic: Mosaic
+    folder: Path
+
+    def read(self, window: Window, array: str = "landcover") -> UInt8Array:
+        """Pixels of the run's map."""
+        return self.store.read(self.mosaic.zone, window, array, ref=self.run)
+
+    def write_overviews(self) -> None:
+        """Mode overviews into the store, down to a few hundred pixels."""
+        extent = self.store.window(self.mosaic.zone)
+        factors = [f for f in overview_factors(extent.shape) if self.job.spec.map.shard % f == 0]
+        levels = {f: np.empty(overview_shape(extent.shape, f), np.uint8) for f in factors}
+
+        def read(window: Window) -> UInt8Array:
+            row, col = extent.row + window.row, extent.col + window.col
+            return self.read(Window(row, col, window.height, window.width))
+
+        for tile in overview_pyramid(read, extent.shape):
+            if tile.factor in levels:
+                level = levels[tile.factor]
+                level[tile.window.slices(Window(0, 0, *level.shape))] = tile.codes_HW
+        self.store.write_overviews(self.run, self.mosaic.zone, levels)
+
+    def write_geotiffs(self) -> dict[int, int]:
+        """Cloud-optimised GeoTIFFs of the imagery's extent; class code -> pixels."""
+        grid, window = self.mosaic.grid, self.mosaic.window
+        tags = {"RELEASE": self.name, "RUN": self.run, "SPEC": self.job.spec.digest()}
+        landcover_HW = self.read(window)
+        for array, nodata, legend in (
+            ("landcover", 255, self.store.legend),
+            ("confidence", 255, None),
+            ("source", 0, None),
+        ):
+            values = landcover_HW if array == "landcover" else self.read(window, array)
+            path = self.folder / f"{array}.tif"
+            write_geotiff(
+                path, values, grid, window,
+                nodata=nodata, legend=legend, tags=tags, description=array,
+            )  # fmt: skip
+        codes, counts = np.unique(landcover_HW, return_counts=True)
+        return dict(zip(codes.tolist(), counts.tolist(), strict=True))
+
+    def write_quicklook(self) -> None:
+        """A picture of the map with legend, scale bar and north arrow."""
+        window = self.mosaic.window
+        codes_HW = self.read(window)
+        while max(codes_HW.shape) > _QUICKLOOK:
+            codes_HW = mode_downsample(codes_HW)
+        picture = quicklook(
+            codes_HW,
+            grid=self.mosaic.grid,
+            window=window,
+            legend=self.store.legend,
+            title=self.job.spec.publish.title or self.job.spec.name,
+            note=self.name,
+        )
+        (self.folder / "quicklook.png").write_bytes(picture)
+
+    def write_item(self, created: datetime) -> None:
+        """A STAC item beside the files it names."""
+        files = {
+            "landcover": self.folder / "landcover.tif",
+            "confidence": self.folder / "confidence.tif",
+            "report": self.folder / "report.html",
+            "quicklook": self.folder / "quicklook.png",
+        }
+        made = item(
+            identifier=f"{self.name}-{self.mosaic.zone}",
+            title=self.job.spec.publish.title or self.job.spec.name,
+            created=created,
+            grid=self.mosaic.grid,
+            window=self.mosaic.window,
+            legend=self.store.legend,
+            files=files,
+            folder=self.folder,
+            provenance={"release": self.name, "run": self.run, "spec": self.job.spec.digest()},
+        )
+        made.save_object(include_self_link=False, dest_href=str(self.folder / "item.json"))
+
+
+def _publish(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
+    store, run = MapStore(job.output(needed["map"], "store")), str(needed["map"].metrics["run"])
+    mosaics = open_mosaics(job.spec.imagery, job.data)
+    name = f"{job.spec.name}-{run.removeprefix('run-')}"
+    assessed = _assess_release(job, needed, store, run)
+    (folder / "accuracy.json").write_text(assessed.model_dump_json(indent=1))
+    places = []
+    with progress("publish", total=4 * len(mosaics), unit="step") as task:
+        for zone, mosaic in mosaics.items():
+            place = folder if len(mosaics) == 1 else folder / zone
+            place.mkdir(exist_ok=True)
+            release = ZoneRelease(job, store, run, name, mosaic, place)
+            release.write_overviews()
+            task.advance()
+            pixels = release.write_geotiffs()
+            release.write_quicklook()
+            task.advance()
+            layers = MapLayers(release.read, pixels, name, assessed)
+            write_report(job, needed, mosaic, place / "report.html", layers)
+            task.advance()
+            release.write_item(datetime.now(UTC))
+            task.advance()
+            places.append(place.relative_to(folder))
+    store.release(name, run)
+    return Outcome(
+        {
+            "report": places[0] / "report.html",
+            "geotiff": places[0] / "landcover.tif",
+            "quicklook": places[0] / "quicklook.png",
+            "item": places[0] / "item.json",
+            "store": job.workdir / STORE,
+        },
+        {"release": name, "zones": len(mosaics)},
+    )
+
+
+def _assess_release(
+    job: Job, needed: Mapping[str, Manifest], store: MapStore, run: str
+) -> AccuracyReport:
+    """The accuracy of the map as it will be read, not of the network that made it."""
+    chips = open_chips(job.output(needed["label"], "chips"))
+    samples = sample_map(
+        job,
+        chips,
+        lambda mosaic: partial(store.read, mosaic.zone, ref=run),
+        None,
+    )
+    return report(job, samples, "map")
+
+
+def _refuse(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
+    mosaic = next(iter(open_mosaics(job.spec.imagery, job.data).values()))
+    write_report(job, needed, mosaic, folder / "report.html", None)
+    return Outcome({"report": Path("report.html")})
+
+
+def _files(spec: MapSpec) -> list[str]:
+    return [*scene_files(spec), spec.labels.file, spec.assess.reference.file]
+
+
+PUBLISH = Stage(
+    name="publish",
+    needs=(*_NEEDS, "export", "map"),
+    sections=("imagery", "labels", "assess", "map", "publish"),
+    files=_files,
+    work=_publish,
+)
+REFUSE = Stage(
+    name="refuse",
+    needs=_NEEDS,
+    sections=("imagery", "labels", "assess", "publish"),
+    files=_files,
+    work=_refuse,
+)

@@ -1,0 +1,168 @@
+"""What the report shows, gathered from the stages' manifests and outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from terrafine.accuracy import AccuracyReport, GateDecision
+from terrafine.geometry import PixelGrid, Window
+from terrafine.legend import UInt8Array
+from terrafine.publish import (
+    ReportData,
+    View,
+    ZoomView,
+    most_different,
+    paint_points,
+    render_report,
+)
+from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster
+from terrafine.stages.assess import EVIDENCE, open_reference
+from terrafine.stages.engine import Job, Manifest, versions
+
+Read = Callable[[Window], npt.NDArray[Any]]
+
+# Pixels of the longer side of a panel; larger places are shown at every n-th pixel.
+_PANEL = 2000
+# Rows read at once for a panel.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class MapLayers:
+    """A zone of a finished map. ``read(window, array)``; ``pixels`` of every class code;
+    ``accuracy`` of the map as stored."""
+
+    read: Callable[..., UInt8Array]
+    pixels: Mapping[int, int]
+    release: str
+    accuracy: AccuracyReport
+
+
+def write_report(
+    job: Job,
+    needed: Mapping[str, Manifest],
+    mosaic: Mosaic,
+    path: Path,
+    layers: MapLayers | None,
+) -> None:
+    """Render the report of one zone; without ``layers`` that of a refused model."""
+    spec, legend = job.spec, job.spec.resolve_legend()
+    readers = _readers(job, mosaic, layers)
+    view = _view(mosaic, mosaic.window, readers)
+    evidence = EVIDENCE.validate_json(job.output(needed["assess"], "evidence").read_bytes())
+    agreement = json.loads(job.output(needed["filter"], "agreement").read_text())
+    data = ReportData(
+        title=spec.publish.title or spec.name,
+        created=datetime.now(UTC),
+        legend=legend,
+        grid=mosaic.grid,
+        view=view,
+        bands=spec.imagery.bands,
+        zooms=_zooms(job, mosaic, view, readers) if layers else (),
+        class_pixels=None if layers is None else layers.pixels,
+        accuracy=layers.accuracy if layers else evidence.report,
+        product_accuracy=evidence.product,
+        difference=evidence.against_product,
+        gate=GateDecision.model_validate_json(job.output(needed["gate"], "decision").read_text()),
+        preliminary_history=_history(job, needed["train-preliminary"]),
+        history=_history(job, needed["train"]),
+        agreement=np.array([chip["agreement"] for chip in agreement], np.float64),
+        agreement_threshold=spec.filter.min_agreement,
+        notes=spec.publish.notes,
+        provenance=_provenance(job, needed, layers),
+        spec_text=spec.to_yaml(),
+        reference_title=f"Reference: {spec.assess.reference.file}",
+    )
+    path.write_text(render_report(data), encoding="utf-8")
+
+
+def _readers(job: Job, mosaic: Mosaic, layers: MapLayers | None) -> dict[str, Read]:
+    """Name of a view's array -> how to read it."""
+    legend = job.spec.resolve_legend()
+    labels = open_class_raster(job.spec.labels, legend, job.data)
+    reference = open_reference(job.spec, job.data)
+    readers: dict[str, Read] = {
+        "image_CHW": lambda window: mosaic.read(window)[0],
+        "product_HW": lambda window: labels.read(mosaic.grid, window),
+    }
+    if isinstance(reference, ClassRaster):
+        readers["reference_HW"] = lambda window: reference.read(mosaic.grid, window)
+    else:
+        points = reference.to_crs(mosaic.grid.crs)
+        readers["reference_HW"] = lambda window: _painted(points, mosaic.grid, window)
+    if layers is not None:
+        readers["map_HW"] = layers.read
+        readers["confidence_HW"] = lambda window: layers.read(window, "confidence")
+    return readers
+
+
+def _view(mosaic: Mosaic, window: Window, readers: Mapping[str, Read]) -> View:
+    step = max(1, -(-max(window.shape) // _PANEL))
+    arrays = {name: _decimated(read, window, step) for name, read in readers.items()}
+    return View(window=window, fill=mosaic.fill, step=step, **arrays)
+
+
+def _decimated(read: Read, window: Window, step: int) -> npt.NDArray[Any]:
+    """Every ``step``-th pixel of a window, read some rows at a time."""
+    rows = max(step, _ROWS // step * step)
+    parts = []
+    for row in range(window.row, window.stop_row, rows):
+        part = Window(row, window.col, min(rows, window.stop_row - row), window.width)
+        parts.append(read(part)[..., ::step, ::step])
+    joined: npt.NDArray[Any] = np.concatenate(parts, axis=-2)
+    return joined
+
+
+def _zooms(
+    job: Job, mosaic: Mosaic, view: View, readers: Mapping[str, Read]
+) -> tuple[ZoomView, ...]:
+    assert view.map_HW is not None, "zooms need a map"
+    assert view.product_HW is not None, "every run has a product"
+    options = job.spec.publish
+    found = most_different(
+        view.map_HW,
+        view.product_HW,
+        window=view.window,
+        size=options.zoom_size,
+        count=options.zooms,
+        step=view.step,
+    )
+    return tuple(ZoomView(zoom, _view(mosaic, zoom.window, readers)) for zoom in found)
+
+
+def _painted(points: Points, grid: PixelGrid, window: Window) -> UInt8Array:
+    pixels = [grid.pixel_of(x, y) for x, y in zip(points.x, points.y, strict=True)]
+    rows, cols = np.array(pixels, np.int64).reshape(-1, 2).T
+    return paint_points(window.shape, rows - window.row, cols - window.col, points.codes)
+
+
+def _history(job: Job, manifest: Manifest) -> list[dict[str, float]]:
+    history: list[dict[str, float]] = json.loads(job.output(manifest, "history").read_text())
+    return history
+
+
+def _provenance(
+    job: Job, needed: Mapping[str, Manifest], layers: MapLayers | None
+) -> dict[str, Any]:
+    sources = {file: sha for manifest in needed.values() for file, sha in manifest.sources.items()}
+    return {
+        "run": {
+            "spec digest": job.spec.digest(),
+            "seed": job.spec.seed,
+            "release": layers.release if layers else "none: the gate refused the model",
+        },
+        "stages": [
+            {"stage": m.stage, "digest": m.digest[:12], "seconds": m.seconds}
+            for m in needed.values()
+        ],
+        "data files (SHA-256)": sources,
+        "versions": versions(),
+    }

@@ -1,0 +1,33 @@
+"""Fixtures that several rooms use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.exported import Exported, export_small_hrnet
+from tests.scenes import Project, make_project
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A generated project of its own."""
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def zion() -> Path:
+    """The Zion scene of ../shared; the test is skipped where it is absent."""
+    folder = SHARED / "data" / "zion_l8_nlcd2011"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/zion_l8_nlcd2011 is not here: the Zion scene is not tested")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_hrnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A small HRNet, exported once: tracing it takes as long as many other tests together."""
+    return export_small_hrnet(tmp_path_factory.mktemp("exported"))

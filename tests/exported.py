@@ -1,0 +1,80 @@
+"""A small HRNet with weights drawn at random, saved and exported as a trained one would be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from terrafine.export import BundleInfo, ParityReport, export_model, load_bundle, save_bundle
+from terrafine.legend import SEVEN
+from terrafine.models import RawInput, RawModel, build_network
+from terrafine.spec import ExportSpec, ModelSpec
+from tests.imagery import smooth
+
+WINDOW = 64
+FILL = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    bundle: Path
+    graph: Path
+    model: RawModel
+    info: BundleInfo
+    windows_NCHW: np.ndarray
+    report: ParityReport
+
+
+def images(count: int, *, seed: int = 0, size: int = WINDOW) -> np.ndarray:
+    """(count, 4, size, size) uint16; the first has missing pixels, in one band only for some."""
+    rng = np.random.default_rng(seed)
+    windows = np.stack([smooth(rng, size, size) for _ in range(count)])
+    windows[0, :, : size // 4] = FILL
+    windows[0, 2, -3:] = FILL
+    return windows
+
+
+def random_hrnet(info: BundleInfo, seed: int = 0) -> RawModel:
+    """Every batch norm has statistics, scale and shift of its own, as after training."""
+    network = build_network(info.model, bands=4, classes=len(info.legend.classes), seed=seed)
+    model = RawModel(RawInput(info.mean, info.std, info.fill), network)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.7, 1.4, generator=generator)
+            nn.init.normal_(module.bias, 0.0, 0.3, generator=generator)
+    with torch.no_grad():
+        model.train()
+        for step in range(4):
+            model(torch.from_numpy(images(4, seed=step)))
+        # the scale of every class's logits is made the same, so that each wins somewhere
+        head = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+        assert head.bias is not None
+        logits = model.eval()(torch.from_numpy(images(4, seed=5)))
+        scale = 2.0 / logits.std(dim=(0, 2, 3))
+        head.bias.sub_(logits.mean(dim=(0, 2, 3))).mul_(scale)
+        head.weight.mul_(scale.view(-1, 1, 1, 1))
+    return model.eval()
+
+
+def export_small_hrnet(folder: Path) -> Exported:
+    """Bundle and graph in ``folder``, through the same calls as the export stage's."""
+    info = BundleInfo(
+        model=ModelSpec(arch="hrnet_w4"),
+        bands=("red", "green", "blue", "nir"),
+        fill=FILL,
+        mean=(120.0, 130.0, 125.0, 128.0),
+        std=(40.0, 45.0, 50.0, 42.0),
+        legend=SEVEN,
+        provenance={"run": "test"},
+    )
+    save_bundle(folder / "model", random_hrnet(info), info)
+    model, info = load_bundle(folder / "model")
+    windows_NCHW = images(3, seed=9)
+    graph = folder / "model.onnx"
+    report = export_model(model, info, graph, windows_NCHW, window=WINDOW, spec=ExportSpec())
+    return Exported(folder / "model", graph, model, info, windows_NCHW, report)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from terrafine.errors import MapStoreError, ModelError
+from terrafine.geometry import PixelGrid
+from terrafine.legend import SEVEN
+from terrafine.mapping import MapOutcome, in_sequence, map_all, open_map
+from tests.imagery import QuickPredictor, small_spec, two_scenes
+
+
+def run_map(path, *, imagery=None, run=in_sequence, spec=None, model="m", predictor=None):
+    spec = spec or small_spec()
+    mosaics = imagery or [two_scenes()]
+    return map_all(
+        path,
+        {mosaic.zone: mosaic for mosaic in mosaics},
+        predictor or QuickPredictor(spec.window),
+        spec=spec,
+        legend=SEVEN,
+        scenes=("upper", "lower"),
+        model_digest=model,
+        spec_digest="s",
+        run=run,
+    )
+
+
+def arrays(path, outcome: MapOutcome):
+    reader = open_map(path)
+    return {
+        (zone, name): reader.read(zone, reader.window(zone), name, ref=outcome.run)
+        for zone in reader.zones()
+        for name in ("landcover", "confidence", "source")
+    }
+
+
+def assert_same_map(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert np.array_equal(one[key], other[key]), key
+
+
+def backwards(shards, compute):
+    return in_sequence(list(shards)[::-1], compute)
+
+
+def at_least_once(shards, compute):
+    """As workers that are restarted deliver: some twice, one after its wave was committed."""
+    shards = list(shards)
+    return in_sequence([*shards, *shards[::2], shards[0]], compute)
+
+
+@pytest.mark.parametrize("run", [backwards, at_least_once])
+def test_the_map_does_not_depend_on_order_or_repeated_delivery(tmp_path, run):
+    plain = run_map(tmp_path / "plain")
+    other = run_map(tmp_path / "other", run=run)
+    assert other.computed == plain.computed == plain.shards
+    assert_same_map(arrays(tmp_path / "plain", plain), arrays(tmp_path / "other", other))
+
+
+def test_a_finished_run_is_not_computed_again(tmp_path):
+    first = run_map(tmp_path / "map")
+    predictor = QuickPredictor(small_spec().window)
+    again = run_map(tmp_path / "map", predictor=predictor)
+    assert predictor.asked == []
+    assert (again.computed, again.resumed) == (0, first.shards)
+    assert again.snapshot == first.snapshot
+
+
+def test_waves_hold_as_many_shards_as_the_spec_says(tmp_path):
+    seen = []
+
+    def watched(shards, compute):
+        for shard in shards:
+            yield compute(shard)
+            reader = open_map(tmp_path / "map")
+            codes = reader.read("epsg32650", reader.window("epsg32650"), ref=reader.runs()[0])
+            seen.append(int((codes != 255).sum()) // 64**2)
+
+    run_map(tmp_path / "map", run=watched)
+    assert seen[:7] == [0, 0, 3, 3, 3, 6, 6]
+
+
+def test_a_runner_that_loses_shards_is_found_out_and_the_rest_is_kept(tmp_path):
+    def lossy(shards, compute):
+        return in_sequence(list(shards)[1:], compute)
+
+    with pytest.raises(MapStoreError, match=r"epsg32650: 1 shards were not delivered.*resumes"):
+        run_map(tmp_path / "map", run=lossy)
+    done = run_map(tmp_path / "map")
+    assert done.computed == 1
+    whole = run_map(tmp_path / "whole")
+    assert_same_map(arrays(tmp_path / "map", done), arrays(tmp_path / "whole", whole))
+
+
+def test_zones_are_mapped_side_by_side_without_reprojection(tmp_path):
+    west = two_scenes()
+    east = replace(two_scenes(seed=5), zone="epsg32651", grid=PixelGrid("EPSG:32651", 3, 3, 0, 0))
+    done = run_map(tmp_path / "map", imagery=[west, east])
+    together = arrays(tmp_path / "map", done)
+    alone = run_map(tmp_path / "alone", imagery=[east])
+    assert open_map(tmp_path / "map").grid("epsg32651").crs == "EPSG:32651"
+    for (zone, name), array in arrays(tmp_path / "alone", alone).items():
+        assert np.array_equal(together[zone, name], array)
+
+
+def test_a_model_for_other_windows_is_refused_before_a_store_is_made(tmp_path):
+    with pytest.raises(ModelError, match=r"windows of 64 pixels, but .* is 48"):
+        run_map(tmp_path / "map", predictor=QuickPredictor(64))
+    assert not (tmp_path / "map").exists()
+
+
+def test_a_failing_model_keeps_what_was_committed(tmp_path):
+    class Failing(QuickPredictor):
+        def predict(self, windows_NCHW):
+            if len(self.asked) == 60:
+                raise ModelError("out of memory")
+            return super().predict(windows_NCHW)
+
+    with pytest.raises(ModelError, match="out of memory"):
+        run_map(tmp_path / "map", predictor=Failing(small_spec().window))
+    resumed = run_map(tmp_path / "map")
+    assert 0 < resumed.resumed < resumed.shards
+    assert resumed.resumed % small_spec().wave == 0
+    whole = run_map(tmp_path / "whole")
+    assert_same_map(arrays(tmp_path / "map", resumed), arrays(tmp_path / "whole", whole))

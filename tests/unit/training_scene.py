@@ -1,0 +1,111 @@
+"""A small landscape that a tiny network learns in seconds, shared by the training tests.
+
+Run as a script it trains until it is killed: ``training_scene.py FOLDER STOP_AFTER_CROPS``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from terrafine.legend import Legend
+from terrafine.models import RawInput, RawModel, build_network
+from terrafine.spec import ModelSpec, TrainingSpec
+from terrafine.training import TrainingResult, train
+
+FILL = 65535
+SIZE = 48
+CHIPS = 6
+EPOCHS = 4
+LEGEND = Legend.model_validate(
+    {
+        "name": "three",
+        "classes": [
+            {"code": 2, "name": "wood", "color": "#006400"},
+            {"code": 4, "name": "water", "color": "#0064c8"},
+            {"code": 9, "name": "town", "color": "#fa0000"},
+        ],
+    }
+)
+SPEC = TrainingSpec(
+    batch=4,
+    crop=32,
+    crops_per_chip=2,
+    learning_rate=0.02,
+    class_weights={"town": 3.0},
+    device="cpu",
+)
+
+
+class Landscape:
+    """Chips in memory: every class a brightness of its own, in rectangles."""
+
+    size = SIZE
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        index = np.repeat(np.repeat(rng.integers(0, 3, (CHIPS, 4, 4)), 12, 1), 12, 2)
+        noise = rng.normal(0, 20, (CHIPS, 2, SIZE, SIZE))
+        self.image = (300 + 200 * index[:, None] + noise).astype(np.uint16)
+        self.label = LEGEND.code_table[index]
+        self.crops_read = 0
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def crop(self, index: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        self.crops_read += 1
+        rows, cols = slice(row, row + size), slice(col, col + size)
+        return self.image[index, :, rows, cols], self.label[index, rows, cols]
+
+
+class Stalling(Landscape):
+    """A source that says so and hangs after so many crops, for the parent to kill."""
+
+    def __init__(self, after: int, mark: Path) -> None:
+        super().__init__()
+        self.after, self.mark = after, mark
+
+    def crop(self, index: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.crops_read == self.after:
+            self.mark.touch()
+            time.sleep(600)
+        return super().crop(index, row, col, size)
+
+
+def tiny_model(seed: int = 0, bands: int = 2) -> RawModel:
+    network = build_network(
+        ModelSpec(arch="hrnet_w2", stem_strides=(2, 2)), bands=bands, classes=3, seed=seed
+    )
+    return RawModel(RawInput([500.0] * bands, [160.0] * bands, FILL), network)
+
+
+def run(folder: Path, source: Landscape | None = None, **changes: object) -> TrainingResult:
+    arguments: dict[str, object] = {
+        "source": source or Landscape(),
+        "train": [0, 1, 2, 3],
+        "validation": [4, 5],
+        "model": tiny_model(),
+        "legend": LEGEND,
+        "class_weights": (1.0, 1.0, 3.0),
+        "spec": SPEC,
+        "epochs": EPOCHS,
+        "seed": 3,
+        "checkpoints": folder,
+        "heading": "train",
+    }
+    return train(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
+    run(target, Stalling(int(sys.argv[2]), target / "stalled"))
