@@ -125,8 +125,9 @@ class PixelGrid:
         if not same_size or off > ALIGNMENT_TOLERANCE:
             raise RasterError(
                 f"{where}: its pixels ({transform.a:g} x {-transform.e:g}, corner "
-                f"{transform.c:.3f} {transform.f:.3f}) do not lie on the grid of the other scenes in {self.crs} "
-                f"({self.dx:g} x {self.dy:g}, {off:.2f} pixels off); warp it onto that grid"
+                f"{transform.c:.3f} {transform.f:.3f}) do not lie on the grid of the "
+                f"other scenes in {self.crs} ({self.dx:g} x {self.dy:g}, {off:.2f} pixels "
+                "off); warp it onto that grid"
             )
         return Window(round(row), round(col), *shape)
 

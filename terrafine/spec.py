@@ -113,7 +113,8 @@ class LabelSource(Section):
             if self.crosswalk not in CROSSWALKS:
                 raise SpecError(
                     f"crosswalk {self.crosswalk!r} is unknown"
-                    f"{_did_you_mean(self.crosswalk, CROSSWALKS)}; known: {', '.join(CROSSWALKS)}; or give a mapping {{code: class}}"
+                    f"{_did_you_mean(self.crosswalk, CROSSWALKS)}; known: "
+                    f"{', '.join(CROSSWALKS)}; or give a mapping {{code: class}}"
                 )
             walk = CROSSWALKS[self.crosswalk]
         else:

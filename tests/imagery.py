@@ -82,9 +82,7 @@ class QuickPredictor:
         valid = (windows_NCHW != self.fill).all(axis=1)
         first = windows_NCHW[:, 0].astype(np.int64)
         whole = first.sum(axis=(1, 2), keepdims=True) % 29
-        near = (
-            first + np.roll(first, self.reach, axis=1) + np.roll(first, -self.reach, axis=2)
-        ) // 3
+        near = first + np.roll(first, self.reach, axis=1) + np.roll(first, -self.reach, axis=2)
         enhanced = (near // 3 + whole).clip(0, 255)
         other = (255 - enhanced) * 3 // 4
         code = 1 + windows_NCHW[:, 1] // 64 % 4

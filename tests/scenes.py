@@ -15,7 +15,8 @@ from affine import Affine
 
 SIZE = 192
 CRS = "EPSG:32650"
-TRANSFORM = Affine(3.0, 0.0, 499_200.0, 0.0, -3.0, 4_400_256.0)
+# On purpose on no multiple of a chip, window or shard.
+TRANSFORM = Affine(3.0, 0.0, 499_410.0, 0.0, -3.0, 4_400_016.0)
 GLC10 = {1: 10, 2: 20, 4: 60, 5: 80}
 # mean digital numbers in R, G, B, NIR of cropland, woodland, water, impervious
 SPECTRA = {
@@ -101,12 +102,14 @@ SPEC: dict[str, Any] = {
     "imagery": {"scenes": [{"name": "scene", "files": ["scene.tif"]}]},
     "labels": {"file": "product.tif"},
     "chips": {"size": 32, "block": 1, "validation_fraction": 0.25},
-    "model": {"arch": "hrnet_w4", "stem_strides": [1, 1]},
+    "filter": {"min_agreement": 0.1},
+    "model": {"arch": "hrnet_w4", "first_norm": "batch"},
     "training": {
-        "epochs": 3,
-        "preliminary_epochs": 1,
+        "epochs": 8,
+        "preliminary_epochs": 3,
         "batch": 8,
         "crop": 32,
+        "crops_per_chip": 2,
         "learning_rate": 0.05,
     },
     "assess": {"reference": {"file": "reference.tif", "crosswalk": "seven"}, "bootstrap": 200},

@@ -2,7 +2,7 @@
 
 from kfp.dsl import HTML, Artifact, Input, Output
 
-from components import component
+from components.base import component
 
 
 @component

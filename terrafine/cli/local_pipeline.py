@@ -50,7 +50,7 @@ def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
                 )
         except RuntimeError as error:
             watcher.stop()
-            reason = watcher.error or f"stage {watcher.running} ended without a word"
+            reason = watcher.error or f"a step died after stage {watcher.running} began"
             raise StageError(f"{reason} (log: {log_file})") from error
     return ENGINE.find(job, "publish")
 
@@ -73,7 +73,7 @@ class Watcher:
 
     def __init__(self, events: Path, console: Console) -> None:
         self.error: str | None = None
-        self.running = "?"
+        self.running = "none"
         self._events = events
         self._bars = bars(console)
         self._tasks: dict[str, TaskID] = {}

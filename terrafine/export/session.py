@@ -1,6 +1,6 @@
 """An exported graph as onnxruntime runs it, and what the file says of itself.
 
-Needs no torch, so that a machine that only maps does not load it.
+No torch here: this is all of an exported model that inference needs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from terrafine.errors import ModelError
 from terrafine.export.session import INPUT, OUTPUTS, open_graph
-from terrafine.legend import UInt8Array
+from terrafine.legend import Legend, UInt8Array
 
 if TYPE_CHECKING:
     from terrafine.export.graph import ServedModel
@@ -64,6 +64,20 @@ class OnnxPredictor:
     def window(self) -> int:
         """Pixels a side of the windows it takes."""
         return self.info.window
+
+    def require(self, *, legend: Legend, fill: int) -> None:
+        """ModelError unless the graph says ``legend``'s codes and takes ``fill`` for missing."""
+        if self.info.legend.digest != legend.digest:
+            raise ModelError(
+                f"{self._path}: exported for another legend ({self.info.legend.name!r}: "
+                f"{', '.join(self.info.legend.names)}; wanted {legend.name!r}: "
+                f"{', '.join(legend.names)}); train and export with this legend"
+            )
+        if self.info.fill != fill:
+            raise ModelError(
+                f"{self._path}: takes {self.info.fill} for a missing pixel, but the imagery marks "
+                f"missing pixels by {fill}; set imagery.nodata as it was when the model was trained"
+            )
 
     def predict(self, windows_NCHW: UInt16Array) -> Prediction:
         """Classify windows of shape (N, bands, window, window); ModelError on another shape."""

@@ -278,6 +278,8 @@ class HRNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # Without this the first logits are large at random, and so is the loss.
+        nn.init.normal_(self.head[-1].weight, std=0.01)
         # Residual blocks start as the identity (Goyal et al. 2017, section 5.1). Without it the
         # running statistics of the first few hundred steps, compounded over 40 blocks, give
         # logits of 10^13 in evaluation; small scenes are trained for no more steps than that.

@@ -22,6 +22,7 @@ from terrafine.accuracy import (
     sample,
 )
 from terrafine.chips import ChipStore, open_chips
+from terrafine.errors import ModelError
 from terrafine.export import ServedModel, load_bundle
 from terrafine.geometry import Window
 from terrafine.legend import Legend, UInt8Array
@@ -51,7 +52,7 @@ _REMEMBERED = 64
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(job.output(needed["label"], "chips"))
-    candidate = _predictor(job, job.output(needed["train"], "model"))
+    candidate = _predictor(job, store, job.output(needed["train"], "model"))
     labels = open_class_raster(job.spec.labels, store.legend, job.data)
 
     def product(mosaic: Mosaic) -> ReadMap:
@@ -180,8 +181,13 @@ class RememberingPredictor:
         return self._answers[key]
 
 
-def _predictor(job: Job, bundle: Path) -> Predictor:
-    model, info = load_bundle(bundle, legend=job.spec.resolve_legend())
+def _predictor(job: Job, store: ChipStore, bundle: Path) -> Predictor:
+    model, info = load_bundle(bundle, legend=store.legend)
+    if info.fill != store.fill:
+        raise ModelError(
+            f"{bundle}: takes {info.fill} for a missing pixel, but the imagery marks missing "
+            f"pixels by {store.fill}; set imagery.nodata as it was when the model was trained"
+        )
     served = ServedModel(model, info.legend)
     return RememberingPredictor(TorchPredictor(served, window=job.spec.map.window))
 
@@ -210,7 +216,7 @@ def _on_demand(spec: MapSpec, predictor: Predictor, mosaic: Mosaic) -> ReadMap:
 def _against_champion(job: Job, store: ChipStore, candidate: Predictor) -> PairedComparison | None:
     if job.spec.gate.champion is None:
         return None
-    champion = _predictor(job, resolve_in(job.data, job.spec.gate.champion))
+    champion = _predictor(job, store, resolve_in(job.data, job.spec.gate.champion))
     samples = sample_map(
         job,
         store,

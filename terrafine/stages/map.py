@@ -18,9 +18,12 @@ STORE = "map.icechunk"
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     spec = job.spec
     predictor = OnnxPredictor(job.output(needed["export"], "graph"), threads=spec.map.threads)
+    mosaics = open_mosaics(spec.imagery, job.data)
+    for mosaic in mosaics.values():
+        predictor.require(legend=spec.resolve_legend(), fill=mosaic.fill)
     done = map_all(
         job.workdir / STORE,
-        open_mosaics(spec.imagery, job.data),
+        mosaics,
         predictor,
         spec=spec.map,
         legend=spec.resolve_legend(),

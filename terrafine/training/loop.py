@@ -39,8 +39,6 @@ from terrafine.training.schedule import learning_rate
 
 # Losses are looked at this often, so that CUDA need not wait for the host at every step.
 CHECK_EVERY = 16
-# Torch's own, of the running statistics of batch norm.
-NORM_MOMENTUM = 0.1
 # What a training's outcome does not depend on, and may change before it is resumed.
 MACHINE_SETTINGS = {"device", "loader_workers"}
 
@@ -252,7 +250,6 @@ def _train_epoch(run: _Run, crops: Crops, epoch: int) -> float:
     for step, (image, labels) in enumerate(loader):
         for group in run.optimiser.param_groups:
             group["lr"] = _rate(run, crops, epoch, step)
-        _warm_up_norms(run.model, (epoch - 1) * len(loader) + step)
         with run.autocast():
             logits, valid = run.model.logits_and_valid(image.to(run.device, non_blocking=True))
         target = counted_target(labels.to(run.device, non_blocking=True), valid)
@@ -271,18 +268,6 @@ def _train_epoch(run: _Run, crops: Crops, epoch: int) -> float:
             "of labels and imagery"
         )
     return float(total / weight)
-
-
-def _warm_up_norms(model: RawModel, step: int) -> None:
-    """Let running statistics be the mean of the first batches, not of them and 0 and 1.
-
-    They start at mean 0 and variance 1, of which 0.9^n is left after n steps. In a network this
-    deep that little is enough for logits of 10^30 in the first validations of a small scene.
-    """
-    momentum = max(NORM_MOMENTUM, 1 / (step + 1))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = momentum
 
 
 def _check_finite(sums: list[Tensor], epoch: int) -> None:

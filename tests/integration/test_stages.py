@@ -18,6 +18,8 @@ from terrafine.errors import TerrafineError, explain
 from terrafine.stages import ENGINE, Job
 from tests.scenes import Project, make_project, write_raster
 
+SEVENS = np.full((64, 64), 7, np.uint8)
+
 
 def job_of(project: Project) -> Job:
     return Job.open(project.spec, data=None, workdir=project.root / "run")
@@ -92,7 +94,7 @@ def test_an_edited_chip_store_is_not_trained_on(project: Project) -> None:
             "row 0",
         ),
         (
-            lambda p: write_raster(p.root / "product.tif", 7 * np.ones((64, 64), np.uint8), nodata=0),
+            lambda p: write_raster(p.root / "product.tif", SEVENS, nodata=0),
             "codes 7",
         ),
     ],

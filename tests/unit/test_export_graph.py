@@ -201,6 +201,15 @@ def test_windows_of_another_size_type_or_number_of_bands_are_refused(graph):
             predictor.predict(np.zeros(shape, dtype))
 
 
+def test_a_graph_of_another_legend_or_nodata_is_told_apart_before_mapping(graph):
+    predictor = OnnxPredictor(graph)
+    predictor.require(legend=SEVEN, fill=65535)
+    with pytest.raises(ModelError, match="exported for another legend"):
+        predictor.require(legend=PLAIN, fill=65535)
+    with pytest.raises(ModelError, match=r"takes 65535 for a missing pixel.*by 0; set imagery"):
+        predictor.require(legend=SEVEN, fill=0)
+
+
 def test_a_file_that_is_no_graph_of_terrafine_is_refused(graph, tmp_path):
     with pytest.raises(ModelError, match=r"nowhere\.onnx: no exported model here"):
         OnnxPredictor(tmp_path / "nowhere.onnx")
