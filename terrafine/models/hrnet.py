@@ -237,13 +237,11 @@ class HRNet(nn.Module):
         self.stage3 = Stage(channels[:2], channels[:3], STAGE_MODULES[1])
         self.stage4 = Stage(channels[:3], channels, STAGE_MODULES[2])
         total = sum(channels)
+        classifier = nn.Conv2d(total, classes, 1)
         self.head = nn.Sequential(
-            nn.Conv2d(total, total, 1),
-            BatchNorm(total),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(total, classes, 1),
+            nn.Conv2d(total, total, 1), BatchNorm(total), nn.ReLU(inplace=True), classifier
         )
-        self._initialise()
+        self._initialise(classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised image (N, bands, H, W) float -> logits (N, classes, H, W).
@@ -272,14 +270,14 @@ class HRNet(nn.Module):
         for part in parts:
             yield from (m for m in part.modules() if isinstance(m, nn.Conv2d))
 
-    def _initialise(self) -> None:
+    def _initialise(self, classifier: nn.Conv2d) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # Without this the first logits are large at random, and so is the loss.
-        nn.init.normal_(self.head[-1].weight, std=0.01)
+        nn.init.normal_(classifier.weight, std=0.01)
         # Residual blocks start as the identity (Goyal et al. 2017, section 5.1). Without it the
         # running statistics of the first few hundred steps, compounded over 40 blocks, give
         # logits of 10^13 in evaluation; small scenes are trained for no more steps than that.
