@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # apt-get as root, through sudo, or not at all
-APT := $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] && echo apt-get || command -v sudo >/dev/null && echo sudo apt-get; })
+APT := $(shell if ! command -v apt-get >/dev/null; then :; elif [ "$$(id -u)" = 0 ]; then echo apt-get; \
+	elif command -v sudo >/dev/null; then echo sudo apt-get; fi)
 
-.PHONY: help env demo test test-all lint format lock golden browser clean
+.PHONY: help env demo test test-slow lint format lock golden browser clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +18,9 @@ env: $(INSTALLED)  ## make .venv with the pinned dependencies
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "terrafine needs Python 3.11; name it: make PYTHON=/path/to/python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); [ -n "$(APT)" ] && \
+		$(APT) update -qq && $(APT) install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); } || \
+		{ rm -rf $(VENV); echo "no virtual environment could be made: install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(MAKE) --no-print-directory opencv-libraries
@@ -36,8 +39,8 @@ demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 test: $(INSTALLED) browser  ## the tests, without the slow ones
 	$(BIN)/pytest -m 'not slow'
 
-test-all: $(INSTALLED) browser  ## all tests
-	$(BIN)/pytest
+test-slow: $(INSTALLED) browser  ## the slow ones: the demo, the Zion scene
+	$(BIN)/pytest -m slow
 
 # the report is tested in a real browser; without one those tests skip and say so
 browser:

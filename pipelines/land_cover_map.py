@@ -1,6 +1,7 @@
 """From imagery and a coarse label product to a released land-cover map."""
 
 from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineArtifactChannel
 
 from components.assess.component import assess
 from components.export.component import export
@@ -10,6 +11,15 @@ from components.label.component import label
 from components.map.component import map_scenes
 from components.publish.component import publish, refuse
 from components.train.component import train, train_preliminary
+
+
+def _always(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """KFP's cache knows paths, not what lies there; the stages' own digests decide instead."""
+    return task.set_caching_options(False)
+
+
+def _manifest(task: dsl.PipelineTask) -> PipelineArtifactChannel:
+    return _always(task).outputs["manifest"]
 
 
 @dsl.pipeline(
@@ -25,17 +35,17 @@ def land_cover_map(spec: str, data: str, workdir: str) -> None:
         workdir: Folder that takes all results; every step must see it.
     """
     run = {"spec": spec, "data": data, "workdir": workdir}
-    chips = label(**run).outputs["manifest"]
-    preliminary = train_preliminary(**run, chips=chips).outputs["manifest"]
-    filtered = filter_chips(**run, chips=chips, preliminary=preliminary).outputs["manifest"]
-    trained = train(**run, chips=chips, filtered=filtered).outputs["manifest"]
-    assessed = assess(**run, chips=chips, trained=trained).outputs["manifest"]
-    gated = gate(**run, assessed=assessed).outputs["manifest"]
-    decided = decision(gated=gated)
+    chips = _manifest(label(**run))
+    preliminary = _manifest(train_preliminary(**run, chips=chips))
+    filtered = _manifest(filter_chips(**run, chips=chips, preliminary=preliminary))
+    trained = _manifest(train(**run, chips=chips, filtered=filtered))
+    assessed = _manifest(assess(**run, chips=chips, trained=trained))
+    gated = _manifest(gate(**run, assessed=assessed))
+    decided = _always(decision(gated=gated))
     # If without Else would skip silently when the condition cannot be read.
     with dsl.If(decided.output == "promote"):
-        exported = export(**run, trained=trained, gated=gated).outputs["manifest"]
-        mapped = map_scenes(**run, exported=exported).outputs["manifest"]
-        publish(**run, mapped=mapped)
+        exported = _manifest(export(**run, trained=trained, gated=gated))
+        mapped = _manifest(map_scenes(**run, exported=exported))
+        _always(publish(**run, mapped=mapped))
     with dsl.Else():
-        refuse(**run, gated=gated)
+        _always(refuse(**run, gated=gated))

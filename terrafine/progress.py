@@ -8,6 +8,7 @@ bar is drawn; otherwise a line is logged every ten seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -77,7 +78,8 @@ def announce(**event: object) -> None:
 
 
 def _append(path: Path, event: Mapping[str, object]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    # Work must not fail because nobody can be told of it: the disk may be full.
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -32,6 +33,12 @@ from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
 
 DATA_VARIABLE = "TERRAFINE_DATA"
 
+# How a machine goes about it, not what comes out.
+MACHINE_SETTINGS: Mapping[str, set[str]] = {
+    "training": {"device", "loader_workers"},
+    "map": {"threads", "wave"},
+}
+
 
 def _relative(path: str) -> str:
     pure = PurePosixPath(path)
@@ -41,6 +48,12 @@ def _relative(path: str) -> str:
             f"(the spec's folder, or --data / {DATA_VARIABLE})"
         )
     return path
+
+
+def _run_name(name: str) -> str:
+    if len(name) > 50 or name.startswith("run-"):
+        raise ValueError("a run's name has at most 50 characters and does not start with 'run-'")
+    return name
 
 
 def _power_of_two(value: int) -> int:
@@ -239,6 +252,11 @@ class GateSpec(Section):
     min_samples_per_class: Annotated[int, Field(ge=0)] = Field(
         0, description="for every class that has a floor, and for every class in the reference"
     )
+    min_units: Annotated[int, Field(ge=2)] = Field(
+        30,
+        description="independent units that the verdict needs: points, or blocks of `assess.unit` "
+        "pixels, since neighbouring pixels are not independent",
+    )
     max_unmapped: Share = Field(0.01, description="share of reference samples without a class")
     champion: DataPath | None = Field(
         None,
@@ -310,7 +328,7 @@ class PublishSpec(Section):
 class MapSpec(Section):
     """A whole run: imagery and a label product in, a published map out."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_run_name)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     legend: str | Legend = Field("seven", description=f"one of {', '.join(LEGENDS)}, or your own")
     imagery: ImagerySpec
@@ -365,10 +383,14 @@ class MapSpec(Section):
             self.training.class_weights.get(name, 1.0) for name in self.resolve_legend().names
         )
 
-    def digest(self, *sections: str) -> str:
-        """SHA-256 over the named sections, or over the whole spec."""
-        data = self.model_dump(mode="json", include=set(sections) if sections else None)
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    def digest(self, *keys: str) -> str:
+        """SHA-256 over the named keys ("map", "gate.champion"), or over the whole spec.
+
+        Settings of the machine (MACHINE_SETTINGS), which change no result, are left out.
+        """
+        data = self.model_dump(mode="json", exclude=MACHINE_SETTINGS)
+        chosen = {key: reduce(lambda node, part: node[part], key.split("."), data) for key in keys}
+        return hashlib.sha256(json.dumps(chosen or data, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """The spec with every default written out."""

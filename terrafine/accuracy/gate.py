@@ -146,6 +146,14 @@ def _conditions(spec: GateSpec, report: AccuracyReport) -> Iterator[RuleResult]:
         report.samples >= spec.min_samples,
         f"{report.samples} samples are too few for a verdict; add reference samples",
     )
+    yield _rule(
+        "independent units",
+        f"at least {spec.min_units}",
+        str(report.units),
+        report.units >= spec.min_units,
+        f"{report.units} independent units are too few for a verdict; assess a larger area or "
+        "more points",
+    )
     share = report.unmapped_share
     yield _rule(
         "unmapped samples",

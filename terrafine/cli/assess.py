@@ -67,6 +67,7 @@ def command(
         return
     if map_path is None or reference is None:
         raise AccuracyError("give --map MAP and --reference RASTER_OR_POINTS, or a SPEC")
+    map_path, reference = map_path.resolve(), reference.resolve()
     known = _legend(map_path, legend)
     source = ReferenceSpec(
         file=reference.name,
@@ -76,9 +77,7 @@ def command(
         region="all",
     )
     vector = is_vector(reference)
-    opened = (read_points if vector else open_class_raster)(
-        source, known, reference.parent.resolve()
-    )
+    opened = (read_points if vector else open_class_raster)(source, known, reference.parent)
     parts = [
         sample(read, grid, [window], opened, unit=unit)
         for read, grid, window in _zones(map_path, known, map_crosswalk, ref)
@@ -129,13 +128,18 @@ def _zones(
     """Every zone of a map: how to read it, and where it lies."""
     if is_map_store(map_path):
         store = open_map(map_path)
+        if ref == "main" and not store.releases():
+            raise AccuracyError(
+                f"{map_path}: nothing is released yet; name a run with --ref: "
+                f"{', '.join(store.runs()) or 'there is none either'}"
+            )
         for zone in store.zones():
             yield partial(store.read, zone, ref=ref), store.grid(zone), store.window(zone)
         return
     source = LabelSource(
         file=map_path.name, crosswalk=crosswalk or {**_codes(legend), 0: 0, 255: 0}
     )
-    raster = open_class_raster(source, legend, map_path.parent.resolve())
+    raster = open_class_raster(source, legend, map_path.parent)
     yield partial(raster.read, raster.grid), raster.grid, raster.window
 
 

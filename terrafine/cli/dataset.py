@@ -30,9 +30,9 @@ def degrade(
     reference: Annotated[Path, typer.Argument(help="categorical map of the imagery's resolution")],
     out: Annotated[Path, typer.Argument(help="GeoTIFF of FROM-GLC10 codes to write")],
     crosswalk: Annotated[str, typer.Option(help="of the map")] = "seven",
-    factor: Annotated[float, typer.Option(help="times coarser")] = FACTOR,
-    patch: Annotated[int, typer.Option(help="coarse pixels a side that err together")] = 8,
-    seed: int = 0,
+    factor: Annotated[float, typer.Option(min=1, help="times coarser")] = FACTOR,
+    patch: Annotated[int, typer.Option(min=1, help="coarse pixels a side that err together")] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a coarse label product from a finer map: majority, then a published confusion.
 
@@ -40,8 +40,8 @@ def degrade(
     --crosswalk NORTH-CAROLINA-1996`
     """
     made = coarse_product(
-        LabelSource(file=reference.name, crosswalk=crosswalk),
-        reference.parent.resolve(),
+        LabelSource(file=reference.resolve().name, crosswalk=crosswalk),
+        reference.resolve().parent,
         out,
         factor=factor,
         patch=patch,

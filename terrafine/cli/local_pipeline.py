@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from kfp import local
 from rich.console import Console
 from rich.progress import TaskID
@@ -22,7 +23,7 @@ from rich.progress import TaskID
 from pipelines.land_cover_map import land_cover_map
 from terrafine.errors import StageError
 from terrafine.progress import EVENTS_VARIABLE, bars
-from terrafine.stages import ENGINE, Job, Manifest
+from terrafine.stages import ENGINE, Job, Manifest, check_store, open_reference
 
 
 def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
@@ -30,9 +31,19 @@ def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
 
     StageError with the failed stage's own sentence.
     """
+    ENGINE.digests(job, "publish")  # every file the spec names is there, before hours of work
+    open_reference(job.spec, job.data)
+    check_store(job)
     job.workdir.mkdir(parents=True, exist_ok=True)
-    log_file = job.workdir / "run.log"
-    events = job.workdir / ".events"
+    with _alone(job):
+        _watched(job, quiet)
+    gate = ENGINE.find(job, "gate")
+    promoted = gate is not None and gate.metrics["decision"] == "promote"
+    return ENGINE.find(job, "publish") if promoted else None
+
+
+def _watched(job: Job, quiet: bool) -> None:
+    log_file, events = job.workdir / "run.log", job.workdir / ".events"
     events.write_text("")
     watcher = Watcher(events, Console(stderr=True, quiet=quiet))
     local.init(
@@ -52,7 +63,19 @@ def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
             watcher.stop()
             reason = watcher.error or f"a step died after stage {watcher.running} began"
             raise StageError(f"{reason} (log: {log_file})") from error
-    return ENGINE.find(job, "publish")
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """One pipeline per work directory: two would draw each other's events."""
+    try:
+        with FileLock(job.workdir / ".run.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise StageError(
+            f"{job.workdir}: another `terrafine run` is under way here; wait for it, or give this "
+            "one a work directory of its own (--workdir)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -103,7 +126,9 @@ class Watcher:
                 rest += file.read()
                 *lines, rest = rest.split("\n")
                 for line in lines:
-                    self._draw(json.loads(line))
+                    # a line that a full disk cut off tells nothing
+                    with contextlib.suppress(json.JSONDecodeError):
+                        self._draw(json.loads(line))
                 if last_round:
                     return
 

@@ -93,9 +93,9 @@ def _last_screen(job: Job, gate: Manifest, last: Manifest, released: bool) -> No
             made.add_row(title, _short(job.output(last, key)))
     if "release" in m:
         made.add_row("release", str(m["release"]))
-    made.add_row("map", f"agrees with the reference on {_interval(m, 'map')}")
-    made.add_row("coarse product", f"agrees on {_interval(m, 'product')}")
-    made.add_row("gain", f"{_interval(m, 'gain')} (points, paired)")
+    made.add_row("agreement", f"map with reference {_interval(m, 'map')}")
+    made.add_row("", f"coarse product with reference {_interval(m, 'product')}")
+    made.add_row("", f"map over coarse product {_interval(m, 'gain')} points, paired")
     title = "released" if released else "refused by the gate: nothing was mapped"
     panel = Panel(
         made, title=f"{job.spec.name}: {title}", border_style="green" if released else "red"
@@ -109,10 +109,10 @@ def _last_screen(job: Job, gate: Manifest, last: Manifest, released: bool) -> No
 
 
 def _interval(metrics: dict[str, float | int | str], key: str) -> str:
-    sign = "+" if key == "gain" else ""
+    sign, unit = ("+", "") if key == "gain" else ("", " %")
     ends = [metrics.get(f"{key}_oa{end}") for end in ("", "_low", "_high")]
-    value, low, high = (f"{v:{sign}.1%}" if v is not None else "undefined" for v in ends)
-    return f"{value} ({low} to {high})"
+    value, low, high = ("undefined" if v is None else f"{100 * float(v):{sign}.1f}" for v in ends)
+    return f"{value}{unit} ({low} to {high})"
 
 
 def _short(path: Path) -> str:

@@ -25,7 +25,7 @@ def check(spec: SpecArgument, data: DataOption = None, as_json: JsonOption = Fal
     """
     loaded = load_spec(spec)
     root = data_root(spec, data)
-    files = {name: resolve_in(root, name).is_file() for name in named_files(loaded)}
+    files = {name: resolve_in(root, name).exists() for name in named_files(loaded)}
     if as_json:
         shown = {"spec": loaded.model_dump(mode="json"), "digest": loaded.digest(), "files": files}
         typer.echo(json.dumps(shown, indent=2))
@@ -55,6 +55,7 @@ def named_files(spec: MapSpec) -> list[str]:
     """Every data file a spec names, once."""
     files = [file for scene in spec.imagery.scenes for file in scene.files]
     files += [spec.labels.file, spec.assess.reference.file]
+    files += [spec.gate.champion] if spec.gate.champion else []
     return list(dict.fromkeys(files))
 
 

@@ -103,7 +103,8 @@ def publish(
     Where the gate refused the model, only the report is made, and the exit code is 3.
     """
     job = Job.open(spec, data=data, workdir=workdir)
-    refused = ENGINE.needed(job, "refuse")["gate"].metrics["decision"] != "promote"
+    gated = ENGINE.find(job, "gate")
+    refused = gated is not None and gated.metrics["decision"] != "promote"
     run_stage(job, "refuse" if refused else "publish", as_json)
     if refused:
         raise typer.Exit(3)
@@ -115,7 +116,7 @@ _NAMES = {"filter_chips": "filter", "map_scenes": "map"}
 def run_stage(job: Job, name: str, as_json: bool) -> Manifest:
     """Run one stage and print what it made."""
     before = ENGINE.find(job, name)
-    done = before or ENGINE.run(job, name)
+    done = ENGINE.run(job, name)
     if as_json:
         typer.echo(done.model_dump_json(indent=2))
         return done

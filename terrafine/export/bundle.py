@@ -28,9 +28,11 @@ DESCRIPTION = "bundle.json"
 class BundleInfo(BaseModel):
     """What a model is, beside its weights.
 
-    ``bands``: names in the order of the input; ``fill``: the uint16 of missing pixels; ``mean``,
-    ``std``: of each band in the sensor's raw numbers; ``provenance``: free JSON on where the model
-    comes from; ``weights_sha256``: of the weights file, filled in by :func:`save_bundle`.
+    ``bands``: names in the order of the input; ``scale``: what the imagery's stored values are
+    multiplied by before they are rounded to uint16; ``fill``: the uint16 of missing pixels;
+    ``mean``, ``std``: of each band in the sensor's raw numbers; ``provenance``: free JSON on where
+    the model comes from; ``weights_sha256``: of the weights file, filled in by
+    :func:`save_bundle`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +40,7 @@ class BundleInfo(BaseModel):
     format: Literal["terrafine model bundle 1"] = "terrafine model bundle 1"
     model: ModelSpec
     bands: Annotated[tuple[str, ...], Field(min_length=1)]
+    scale: Annotated[float, Field(gt=0)] = 1.0
     fill: Annotated[int, Field(ge=0, le=65535)]
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -1,12 +1,12 @@
 """The stages: the list of them is the architecture."""
 
-from terrafine.stages.assess import ASSESS
+from terrafine.stages.assess import ASSESS, open_reference
 from terrafine.stages.engine import Engine, Job, Manifest
 from terrafine.stages.export import EXPORT
 from terrafine.stages.filter import FILTER
 from terrafine.stages.gate import GATE
 from terrafine.stages.label import LABEL
-from terrafine.stages.map import MAP
+from terrafine.stages.map import MAP, check_store
 from terrafine.stages.publish import PUBLISH, REFUSE
 from terrafine.stages.train import TRAIN, TRAIN_PRELIMINARY
 
@@ -25,4 +25,4 @@ ENGINE = Engine(
     ]
 )
 
-__all__ = ["ENGINE", "Engine", "Job", "Manifest"]
+__all__ = ["ENGINE", "Engine", "Job", "Manifest", "check_store", "open_reference"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +24,9 @@ from terrafine.accuracy import (
 )
 from terrafine.chips import ChipStore, open_chips
 from terrafine.errors import ModelError
-from terrafine.export import ServedModel, load_bundle
-from terrafine.geometry import Window
-from terrafine.legend import Legend, UInt8Array
+from terrafine.export import ServedModel, load_bundle, read_info
+from terrafine.geometry import PixelGrid, Window
+from terrafine.legend import NO_CLASS, Legend, UInt8Array
 from terrafine.mapping import Plan, Prediction, Predictor, TorchPredictor, compute_shard
 from terrafine.mapping.predictor import UInt16Array
 from terrafine.raster import (
@@ -40,6 +41,7 @@ from terrafine.raster import (
 from terrafine.spec import MapSpec, resolve_in
 from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
 from terrafine.stages.label import scene_files
+from terrafine.training import choose_device
 
 Reference = ClassRaster | Points
 ReadMap = Callable[[Window], UInt8Array]
@@ -82,6 +84,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             "accuracy": Path("accuracy.md"),
         },
         {
+            "model": read_info(job.output(needed["train"], "model")).digest,
             "samples": map_report.samples,
             **_flat("map_oa", map_report.overall_accuracy),
             **_flat("product_oa", product_report.overall_accuracy),
@@ -96,10 +99,15 @@ def sample_map(
     read_map: Callable[[Mosaic], ReadMap],
     read_other: Callable[[Mosaic], ReadMap] | None,
 ) -> Samples:
-    """Samples of a map, zone by zone, where the spec wants it assessed."""
-    reference = open_reference(job.spec, job.data)
+    """Samples of a map, zone by zone, where the spec wants it assessed.
+
+    A raster reference counts where there is imagery; points are counted wherever they lie, since
+    each was chosen by someone, and one without a class is "unmapped".
+    """
+    opened = open_reference(job.spec, job.data)
     parts = []
     for mosaic in open_mosaics(job.spec.imagery, job.data).values():
+        reference = ImagedReference(opened, mosaic) if isinstance(opened, ClassRaster) else opened
         parts.append(
             sample(
                 read_map(mosaic),
@@ -158,6 +166,19 @@ def paired(job: Job, samples: Samples, first: str, second: str) -> PairedCompari
     )
 
 
+@dataclass(frozen=True)
+class ImagedReference:
+    """A reference raster that knows nothing where no scene has a pixel."""
+
+    raster: ClassRaster
+    mosaic: Mosaic
+
+    def read(self, grid: PixelGrid, window: Window) -> UInt8Array:
+        """(H, W) uint8 legend codes; 0 without a reference class or without imagery."""
+        _, source_HW = self.mosaic.read(window)
+        return np.where(source_HW > 0, self.raster.read(grid, window), NO_CLASS).astype(np.uint8)
+
+
 class RememberingPredictor:
     """A predictor that keeps its last answers, since neighbouring cells share windows."""
 
@@ -188,7 +209,14 @@ def _predictor(job: Job, store: ChipStore, bundle: Path) -> Predictor:
             f"{bundle}: takes {info.fill} for a missing pixel, but the imagery marks missing "
             f"pixels by {store.fill}; set imagery.nodata as it was when the model was trained"
         )
-    served = ServedModel(model, info.legend)
+    imagery = job.spec.imagery
+    if (info.bands, info.scale) != (imagery.bands, imagery.scale):
+        raise ModelError(
+            f"{bundle}: takes bands {', '.join(info.bands)} at scale {info.scale:g}, the imagery "
+            f"has {', '.join(imagery.bands)} at scale {imagery.scale:g}; give a model "
+            "of these bands"
+        )
+    served = ServedModel(model, info.legend).to(choose_device(job.spec.training.device))
     return RememberingPredictor(TorchPredictor(served, window=job.spec.map.window))
 
 
@@ -239,7 +267,7 @@ def _files(spec: MapSpec) -> list[str]:
 ASSESS = Stage(
     name="assess",
     needs=("label", "train"),
-    sections=("imagery", "labels", "assess", "map", "gate"),
+    sections=("imagery", "labels", "assess", "map", "gate.champion"),
     files=_files,
     work=_work,
 )

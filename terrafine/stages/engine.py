@@ -20,17 +20,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import terrafine
 from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.progress import announce
 from terrafine.spec import MapSpec, data_root, load_spec, parse_spec, resolve_in
 
+T = TypeVar("T")
 Metric = float | int | str
 
+_DIGESTS = TypeAdapter(dict[str, str])
 _REPORTED_PACKAGES = (
     "torch",
     "numpy",
@@ -65,13 +68,7 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """The manifest in a file; StageError when it is none."""
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise StageError(
-                f"{path}: not a readable stage manifest ({type(error).__name__}); "
-                "delete its folder and run the stage again"
-            ) from error
+        return read_json(path, TypeAdapter(cls))
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,10 @@ class Job:
 
     def output(self, manifest: Manifest, name: str) -> Path:
         """Path of one output of a stage; StageError when it is gone."""
+        if name not in manifest.outputs:
+            raise StageError(
+                f"the manifest of stage {manifest.stage} names no {name}; run it again"
+            )
         path = resolve_in(self.workdir, manifest.outputs[name])
         if not path.exists():
             raise StageError(
@@ -140,7 +141,7 @@ def file_digest(path: Path) -> str:
 def source_digests(job: Job, stage: Stage) -> dict[str, str]:
     """SHA-256 of each data file the stage reads, remembered by size and time of change."""
     cache_file = job.workdir / ".source-digests.json"
-    cache: dict[str, str] = json.loads(cache_file.read_text()) if cache_file.exists() else {}
+    cache = read_json(cache_file, _DIGESTS) if cache_file.exists() else {}
     found = {}
     fresh = False
     for name in stage.files(job.spec):
@@ -159,44 +160,85 @@ def source_digests(job: Job, stage: Stage) -> dict[str, str]:
                 cache[key], fresh = file_digest(file), True
             parts.append(cache[key])
         found[name] = parts[0] if len(parts) == 1 else _sha256(parts)
-    if fresh:
-        job.workdir.mkdir(parents=True, exist_ok=True)
+    if fresh and job.workdir.is_dir():
         _write_text(cache_file, json.dumps(cache))
     return found
 
 
 class Engine:
-    """Runs stages in order of need, each once per digest."""
+    """Runs stages, each once per digest. ``stages``: every one after those it needs."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = {stage.name: stage for stage in stages}
 
-    def digest(self, job: Job, name: str) -> str:
-        """Digest of the stage called ``name``: equal digests give equal outputs."""
+    def digests(self, job: Job, name: str) -> dict[str, str]:
+        """Digest of stage ``name`` and of all it stands on: equal ones give equal outputs."""
         stage = self.stages[name]
-        return _sha256(
+        found: dict[str, str] = {}
+        for need in stage.needs:
+            if need not in found:
+                found |= self.digests(job, need)
+        found[name] = _sha256(
             {
                 "stage": name,
                 "terrafine": terrafine.__version__,
                 "sections": job.spec.digest("seed", "legend", *stage.sections),
                 "sources": source_digests(job, stage),
-                "needs": {need: self.digest(job, need) for need in stage.needs},
+                "needs": {need: found[need] for need in stage.needs},
             }
         )
+        return found
 
     def find(self, job: Job, name: str) -> Manifest | None:
         """The manifest of a stage that is done for this spec and these data, or None."""
-        path = self._folder(job, name) / "manifest.json"
+        return self._find(job, name, self.digests(job, name)[name])
+
+    def run(self, job: Job, name: str, upstream: Sequence[Manifest] = ()) -> Manifest:
+        """Run a stage unless it is done; its failure is announced before it is raised.
+
+        ``upstream``: manifests handed over by the pipeline, checked to be those of this spec.
+        """
+        try:
+            return self._run(job, name, upstream)
+        except (TerrafineError, OSError) as error:
+            announce(stage=name, state="failed", error=explain(error))
+            raise
+
+    def _run(self, job: Job, name: str, upstream: Sequence[Manifest]) -> Manifest:
+        digests = self.digests(job, name)
+        for given in upstream:
+            if given.digest != digests.get(given.stage):
+                raise StageError(
+                    f"stage {name} was handed a manifest of {given.stage} that belongs to another "
+                    "spec or other data; run the pipeline from its start"
+                )
+        folder = self._folder(job, name, digests[name])
+        done = self._find(job, name, digests[name])
+        if done is None:
+            needed = self._needed(job, name, digests)
+            with _alone(folder):
+                # another process may have finished it while this one was looking
+                done = self._find(job, name, digests[name])
+                if done is None:
+                    announce(stage=name, state="started")
+                    done = self._work(job, self.stages[name], digests[name], needed)
+                    announce(stage=name, state="done", seconds=done.seconds, metrics=done.metrics)
+                    return done
+        _point(folder)
+        announce(stage=name, state="skipped", metrics=done.metrics)
+        return done
+
+    def _find(self, job: Job, name: str, digest: str) -> Manifest | None:
+        path = self._folder(job, name, digest) / "manifest.json"
         if not path.exists():
             return None
         manifest = Manifest.read(path)
         return manifest if self.stages[name].result_exists(job, manifest) else None
 
-    def needed(self, job: Job, name: str) -> dict[str, Manifest]:
-        """Manifests of the stages that ``name`` stands on; StageError when one is not done."""
+    def _needed(self, job: Job, name: str, digests: Mapping[str, str]) -> dict[str, Manifest]:
         found = {}
         for need in self.stages[name].needs:
-            manifest = self.find(job, need)
+            manifest = self._find(job, need, digests[need])
             if manifest is None:
                 raise StageError(
                     f"stage {name} needs stage {need}, which is not done in {job.workdir} for this "
@@ -206,33 +248,10 @@ class Engine:
             found[need] = manifest
         return found
 
-    def run(self, job: Job, name: str, upstream: Sequence[Manifest] = ()) -> Manifest:
-        """Run a stage unless it is done. ``upstream``: manifests handed over by the pipeline,
-        checked to be those of this spec."""
-        for given in upstream:
-            if given.digest != self.digest(job, given.stage):
-                raise StageError(
-                    f"stage {name} was handed a manifest of {given.stage} that belongs to another "
-                    "spec or other data; run the pipeline from its start"
-                )
-        done = self.find(job, name)
-        if done is not None:
-            _point(self._folder(job, name))
-            announce(stage=name, state="skipped", metrics=done.metrics)
-            return done
-        announce(stage=name, state="started")
-        try:
-            needed = self.needed(job, name)
-            with _alone(self._folder(job, name)):
-                done = self._work(job, self.stages[name], needed)
-        except (TerrafineError, OSError) as error:
-            announce(stage=name, state="failed", error=explain(error))
-            raise
-        announce(stage=name, state="done", seconds=done.seconds, metrics=done.metrics)
-        return done
-
-    def _work(self, job: Job, stage: Stage, needed: Mapping[str, Manifest]) -> Manifest:
-        folder = self._folder(job, stage.name)
+    def _work(
+        self, job: Job, stage: Stage, digest: str, needed: Mapping[str, Manifest]
+    ) -> Manifest:
+        folder = self._folder(job, stage.name, digest)
         partial = folder.with_name(folder.name + ".partial")
         if partial.exists() and not stage.resumable:
             shutil.rmtree(partial)
@@ -244,7 +263,7 @@ class Engine:
             outcome = stage.work(job, partial, needed)
             manifest = Manifest(
                 stage=stage.name,
-                digest=self.digest(job, stage.name),
+                digest=digest,
                 terrafine=terrafine.__version__,
                 created=datetime.now(UTC),
                 seconds=round(time.monotonic() - started, 2),
@@ -261,13 +280,24 @@ class Engine:
             partial.rename(folder)
             _point(folder)
         except BaseException:
-            if not stage.resumable or not any(partial.iterdir()):
+            if partial.exists() and not (stage.resumable and any(partial.iterdir())):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         return manifest
 
-    def _folder(self, job: Job, name: str) -> Path:
-        return job.workdir / name / self.digest(job, name)[:12]
+    def _folder(self, job: Job, name: str, digest: str) -> Path:
+        return job.workdir / name / digest[:12]
+
+
+def read_json(path: Path, kind: TypeAdapter[T]) -> T:
+    """What an earlier stage wrote; StageError when it is gone, cut off or edited."""
+    try:
+        return kind.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StageError(
+            f"{path}: cannot be read back ({type(error).__name__}), it is not as the stage left "
+            f"it; delete {path.parent} and run again"
+        ) from error
 
 
 def _point(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from terrafine.accuracy import GateDecision
 from terrafine.errors import StageError
@@ -16,12 +17,12 @@ from terrafine.export import export_model, load_bundle
 from terrafine.geometry import Window
 from terrafine.raster import Mosaic, open_mosaics
 from terrafine.spec import MapSpec
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, read_json
 from terrafine.stages.label import scene_files
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    decision = GateDecision.model_validate_json(job.output(needed["gate"], "decision").read_text())
+    decision = read_json(job.output(needed["gate"], "decision"), TypeAdapter(GateDecision))
     if not decision.passed:
         raise StageError(
             f"the gate refused this model ({job.output(needed['gate'], 'verdict')}); "
@@ -30,6 +31,12 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     model, info = load_bundle(
         job.output(needed["train"], "model"), legend=job.spec.resolve_legend()
     )
+    if info.digest != needed["gate"].metrics["model"]:
+        raise StageError(
+            f"{job.output(needed['train'], 'model')}: not the model that the gate judged "
+            f"(trained again or exchanged since); delete {job.workdir / 'assess'} and "
+            f"{job.workdir / 'gate'} and run again, so that this one is judged"
+        )
     windows = real_windows(job.spec, list(open_mosaics(job.spec.imagery, job.data).values()))
     parity = export_model(
         model,
@@ -43,7 +50,8 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     return Outcome(
         {"graph": Path("model.onnx"), "parity": Path("parity.json")},
         {
-            "model": info.digest[:12],
+            "model": info.digest,
+            "graph": file_digest(folder / "model.onnx"),
             "class_agreement": round(parity.class_agreement, 6),
             "max_probability_error": round(parity.max_probability_error, 6),
             "windows": parity.windows,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from terrafine.accuracy import decide
 from terrafine.stages.assess import EVIDENCE
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     assessed = needed["assess"]
-    evidence = EVIDENCE.validate_json(job.output(assessed, "evidence").read_bytes())
+    evidence = read_json(job.output(assessed, "evidence"), EVIDENCE)
     decision = decide(job.spec.gate, evidence)
     (folder / "decision.json").write_text(decision.model_dump_json(indent=2))
     (folder / "verdict.md").write_text(decision.to_markdown())

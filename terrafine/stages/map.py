@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from terrafine.errors import MapStoreError
-from terrafine.mapping import OnnxPredictor, map_all, open_map
+from terrafine import __version__
+from terrafine.errors import MapStoreError, StageError
+from terrafine.mapping import MapStore, OnnxPredictor, Plan, is_map_store, map_all, open_map
 from terrafine.raster import open_mosaics
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage, source_digests
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
 
 STORE = "map.icechunk"
@@ -17,7 +18,14 @@ STORE = "map.icechunk"
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     spec = job.spec
-    predictor = OnnxPredictor(job.output(needed["export"], "graph"), threads=spec.map.threads)
+    graph = job.output(needed["export"], "graph")
+    sha256 = file_digest(graph)
+    if sha256 != needed["export"].metrics["graph"]:
+        raise StageError(
+            f"{graph}: changed since it was exported, so its gate no longer vouches for it; delete "
+            f"{graph.parent} and export again"
+        )
+    predictor = OnnxPredictor(graph, threads=spec.map.threads)
     mosaics = open_mosaics(spec.imagery, job.data)
     for mosaic in mosaics.values():
         predictor.require(legend=spec.resolve_legend(), fill=mosaic.fill)
@@ -29,7 +37,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
         legend=spec.resolve_legend(),
         scenes=[scene.name for scene in spec.imagery.scenes],
         model_digest=predictor.info.model,
-        spec_digest=_pixels_digest(job),
+        spec_digest=_pixels_digest(job, sha256),
     )
     return Outcome(
         {"store": job.workdir / STORE},
@@ -42,10 +50,21 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     )
 
 
-def _pixels_digest(job: Job) -> str:
-    """Digest of all that the pixels depend on beside the model, so that a run with another gate
-    or training of the same outcome resumes this one."""
-    parts = [job.spec.digest("legend", "imagery", "map"), *source_digests(job, MAP).values()]
+def check_store(job: Job) -> None:
+    """MapStoreError when the work directory's map store was made for another grid, extent, shard
+    or legend: better before the training than after it."""
+    path = job.workdir / STORE
+    if is_map_store(path):
+        mosaics = open_mosaics(job.spec.imagery, job.data)
+        plans = [Plan.of(mosaic, job.spec.map) for mosaic in mosaics.values()]
+        MapStore.open_for(path, plans, job.spec.resolve_legend())
+
+
+def _pixels_digest(job: Job, graph_sha256: str) -> str:
+    """Digest of all that the pixels depend on beside the model's weights, so that a run with
+    another gate, or a training of the same outcome, resumes this one."""
+    sections = job.spec.digest("legend", "imagery", "map")
+    parts = [__version__, graph_sha256, sections, *source_digests(job, MAP).values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

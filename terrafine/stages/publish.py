@@ -191,14 +191,14 @@ def _files(spec: MapSpec) -> list[str]:
 PUBLISH = Stage(
     name="publish",
     needs=(*_NEEDS, "export", "map"),
-    sections=("imagery", "labels", "assess", "map", "publish"),
+    sections=("name", "imagery", "labels", "assess", "map", "publish"),
     files=_files,
     work=_publish,
 )
 REFUSE = Stage(
     name="refuse",
     needs=_NEEDS,
-    sections=("imagery", "labels", "assess", "publish"),
+    sections=("name", "imagery", "labels", "assess", "publish"),
     files=_files,
     work=_refuse,
 )

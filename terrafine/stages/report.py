@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from terrafine.accuracy import AccuracyReport, GateDecision
 from terrafine.geometry import PixelGrid, Window
@@ -25,7 +25,9 @@ from terrafine.publish import (
 )
 from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster
 from terrafine.stages.assess import EVIDENCE, open_reference
-from terrafine.stages.engine import Job, Manifest, versions
+from terrafine.stages.engine import Job, Manifest, read_json, versions
+from terrafine.stages.filter import CHIPS
+from terrafine.training import EpochRecord
 
 Read = Callable[[Window], npt.NDArray[Any]]
 
@@ -57,8 +59,8 @@ def write_report(
     spec, legend = job.spec, job.spec.resolve_legend()
     readers = _readers(job, mosaic, layers)
     view = _view(mosaic, mosaic.window, readers)
-    evidence = EVIDENCE.validate_json(job.output(needed["assess"], "evidence").read_bytes())
-    agreement = json.loads(job.output(needed["filter"], "agreement").read_text())
+    evidence = read_json(job.output(needed["assess"], "evidence"), EVIDENCE)
+    agreement = read_json(job.output(needed["filter"], "agreement"), CHIPS)
     data = ReportData(
         title=spec.publish.title or spec.name,
         created=datetime.now(UTC),
@@ -71,10 +73,10 @@ def write_report(
         accuracy=layers.accuracy if layers else evidence.report,
         product_accuracy=evidence.product,
         difference=evidence.against_product,
-        gate=GateDecision.model_validate_json(job.output(needed["gate"], "decision").read_text()),
+        gate=read_json(job.output(needed["gate"], "decision"), TypeAdapter(GateDecision)),
         preliminary_history=_history(job, needed["train-preliminary"]),
         history=_history(job, needed["train"]),
-        agreement=np.array([chip["agreement"] for chip in agreement], np.float64),
+        agreement=np.array([chip.agreement for chip in agreement], np.float64),
         agreement_threshold=spec.filter.min_agreement,
         notes=spec.publish.notes,
         provenance=_provenance(job, needed, layers),
@@ -139,14 +141,16 @@ def _zooms(
 
 
 def _painted(points: Points, grid: PixelGrid, window: Window) -> UInt8Array:
-    pixels = [grid.pixel_of(x, y) for x, y in zip(points.x, points.y, strict=True)]
+    # a point outside the zone's projection has no finite coordinates
+    here = np.isfinite(points.x) & np.isfinite(points.y)
+    pixels = [grid.pixel_of(x, y) for x, y in zip(points.x[here], points.y[here], strict=True)]
     rows, cols = np.array(pixels, np.int64).reshape(-1, 2).T
-    return paint_points(window.shape, rows - window.row, cols - window.col, points.codes)
+    return paint_points(window.shape, rows - window.row, cols - window.col, points.codes[here])
 
 
 def _history(job: Job, manifest: Manifest) -> list[dict[str, float]]:
-    history: list[dict[str, float]] = json.loads(job.output(manifest, "history").read_text())
-    return history
+    epochs = read_json(job.output(manifest, "history"), TypeAdapter(list[EpochRecord]))
+    return [epoch.model_dump(exclude={"validation_recall"}) for epoch in epochs]
 
 
 def _provenance(

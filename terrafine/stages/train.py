@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from terrafine.chips import ChipStore, band_statistics, open_chips
 from terrafine.errors import TrainingError
 from terrafine.export import BundleInfo, save_bundle
 from terrafine.models import RawInput, RawModel, build_network
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
+from terrafine.stages.filter import CHIPS
 from terrafine.training import TrainingResult, train
 
 
@@ -25,8 +26,8 @@ def _preliminary(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outc
 
 def _final(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(job.output(needed["label"], "chips"))
-    chips = json.loads(job.output(needed["filter"], "agreement").read_text())
-    kept = [chip["index"] for chip in chips if chip["kept"]]
+    chips = read_json(job.output(needed["filter"], "agreement"), CHIPS)
+    kept = [chip.index for chip in chips if chip.kept]
     return _fit(job, folder, store, kept, job.spec.training.epochs, "train")
 
 
@@ -40,9 +41,10 @@ def _fit(
             f"{spec.name}: no chip is left to train on; lower filter.min_agreement or "
             "chips.max_missing"
         )
-    torch.manual_seed(spec.seed)
     mean_C, std_C = band_statistics(store, np.asarray(chips))
-    network = build_network(spec.model, bands=store.bands, classes=len(legend.classes))
+    network = build_network(
+        spec.model, bands=store.bands, classes=len(legend.classes), seed=spec.seed
+    )
     model = RawModel(RawInput(mean_C.tolist(), std_C.tolist(), store.fill), network)
     result = train(
         store,
@@ -61,6 +63,7 @@ def _fit(
     info = BundleInfo(
         model=spec.model,
         bands=spec.imagery.bands,
+        scale=spec.imagery.scale,
         fill=store.fill,
         mean=tuple(mean_C.tolist()),
         std=tuple(std_C.tolist()),
@@ -68,6 +71,7 @@ def _fit(
         provenance={"run": spec.name, "spec": spec.digest(), "best_epoch": result.best_epoch},
     )
     save_bundle(folder / "model", model, info)
+    shutil.rmtree(folder / "checkpoints")
     return _outcome(folder, result, len(chips))
 
 

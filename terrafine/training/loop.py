@@ -24,7 +24,7 @@ from terrafine.errors import TrainingError
 from terrafine.legend import Legend
 from terrafine.models.raw import RawModel
 from terrafine.progress import progress
-from terrafine.spec import TrainingSpec
+from terrafine.spec import MACHINE_SETTINGS, TrainingSpec
 from terrafine.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -39,8 +39,6 @@ from terrafine.training.schedule import learning_rate
 
 # Losses are looked at this often, so that CUDA need not wait for the host at every step.
 CHECK_EVERY = 16
-# What a training's outcome does not depend on, and may change before it is resumed.
-MACHINE_SETTINGS = {"device", "loader_workers"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def _check(run: _Run) -> None:
 
 def _fingerprint(run: _Run, class_weights: tuple[float, ...]) -> str:
     return fingerprint(
-        spec=run.spec.model_dump(mode="json", exclude=MACHINE_SETTINGS),
+        spec=run.spec.model_dump(mode="json", exclude=MACHINE_SETTINGS["training"]),
         legend=run.legend.digest,
         class_weights=class_weights,
         epochs=run.epochs,

@@ -47,6 +47,11 @@ def test_the_gate_has_both_branches(pipeline: dict[str, Any]) -> None:
     assert ["refuse"] in branches
 
 
+def test_kfp_caches_no_step(compiled: str) -> None:
+    """Its key is the spec's text and paths: changed pixels would get yesterday's verdict."""
+    assert "enableCache: true" not in compiled
+
+
 def test_nothing_is_installed_when_a_step_starts(compiled: str) -> None:
     assert "pip install" not in compiled
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +26,13 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def terrafine(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def terrafine(
+    *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command line, as a user starts it."""
     return subprocess.run(
         [Path(sys.executable).with_name("terrafine"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=120, check=False, env=env,
     )  # fmt: skip
 
 
@@ -91,6 +95,16 @@ def test_paths_cannot_leave_the_data_root(project: Project) -> None:
     done = terrafine("label", project.spec)
     assert done.returncode == 1
     assert "leaves the data root" in done.stderr
+
+
+def test_the_data_root_comes_from_option_or_environment(project: Project, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    spec = shutil.move(project.spec, elsewhere / "spec.yaml")
+    assert terrafine("spec", "check", spec).returncode == 1
+    assert terrafine("spec", "check", spec, "--data", project.root).returncode == 0
+    environment = {**os.environ, "TERRAFINE_DATA": str(project.root)}
+    assert terrafine("spec", "check", spec, env=environment).returncode == 0
 
 
 def test_a_link_cannot_leave_the_data_root(tmp_path: Path, project: Project) -> None:

@@ -101,11 +101,14 @@ def test_assess_reads_the_store_and_the_geotiff_alike(released: tuple[Project, P
 
 def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:
     project = make_project(tmp_path, seed=1)
-    project.change_spec(gate={"min_samples": 10**9})
+    # twelve steps of training do not beat a product that is right on four pixels in five
+    project.change_spec(
+        gate={"better_than_product": True}, training={"epochs": 1, "preliminary_epochs": 1}
+    )
     done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 3, done.stderr
     assert stages_done(tmp_path / "run") == REFUSED
-    assert "too few" in done.stdout
+    assert "the map is not shown to be better than the product" in " ".join(done.stdout.split())
     assert not (tmp_path / "run" / "map.icechunk").exists()
     assert not (tmp_path / "run" / "export").exists()
     page = (tmp_path / "run/refuse/latest/report.html").read_text()
@@ -120,7 +123,7 @@ def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:
 
 
 def test_an_error_in_a_stage_reaches_the_user_as_its_own_sentence(tmp_path: Path) -> None:
-    project = make_project(tmp_path, size=96)
+    project = make_project(tmp_path)
     project.change_spec(labels={"crosswalk": "NLCD"})
     done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 1
@@ -128,3 +131,12 @@ def test_an_error_in_a_stage_reaches_the_user_as_its_own_sentence(tmp_path: Path
     assert "not in crosswalk 'NLCD'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run" / "label").glob("*.partial"))
+
+
+def test_a_missing_file_is_found_before_anything_runs(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    (tmp_path / "reference.tif").unlink()
+    done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
+    assert done.returncode == 1
+    assert "reference.tif: there is no such file" in done.stderr
+    assert not (tmp_path / "run").exists()

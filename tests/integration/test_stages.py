@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+import torch
 import zarr
 
 from terrafine.errors import TerrafineError, explain
+from terrafine.export import load_bundle, save_bundle
+from terrafine.mapping import open_map
 from terrafine.stages import ENGINE, Job
 from tests.scenes import Project, make_project, write_raster
 
@@ -40,20 +44,26 @@ def test_a_stage_is_done_once_per_digest(project: Project) -> None:
 
 
 def test_changed_pixels_are_a_changed_input(project: Project) -> None:
-    before = ENGINE.digest(job_of(project), "label")
+    before = ENGINE.digests(job_of(project), "label")["label"]
     image = project.image_CHW.copy()
     image[0, 100, 100] += 1
     write_raster(project.root / "scene.tif", image, nodata=0)
-    assert ENGINE.digest(job_of(project), "label") != before
+    assert ENGINE.digests(job_of(project), "label")["label"] != before
 
 
 def test_an_option_changes_only_the_stages_that_read_it(project: Project) -> None:
-    names = ("label", "train-preliminary", "filter", "gate", "export", "publish")
-    before = {name: ENGINE.digest(job_of(project), name) for name in names}
+    names = tuple(ENGINE.stages)
+    before = {name: ENGINE.digests(job_of(project), name)[name] for name in names}
     project.change_spec(gate={"min_samples": 60})
-    after = {name: ENGINE.digest(job_of(project), name) for name in names}
+    after = {name: ENGINE.digests(job_of(project), name)[name] for name in names}
     changed = {name for name in names if before[name] != after[name]}
-    assert changed == {"gate", "export", "publish"}
+    assert changed == {"gate", "export", "map", "publish", "refuse"}
+
+
+def test_settings_of_the_machine_change_no_digest(project: Project) -> None:
+    before = ENGINE.digests(job_of(project), "publish")
+    project.change_spec(training={"loader_workers": 2}, map={"threads": 1, "wave": 3})
+    assert ENGINE.digests(job_of(project), "publish") == before
 
 
 def test_a_stage_says_which_one_comes_first(project: Project) -> None:
@@ -199,3 +209,85 @@ def _wait_for(condition: object, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the stage did not start"
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose model passed its gate; tests work on copies."""
+    project = make_project(tmp_path_factory.mktemp("judged"))
+    project.change_spec(training={"epochs": 1, "preliminary_epochs": 1})
+    project.change_spec(filter={"min_agreement": 0.0}, gate={"min_overall_accuracy": 0.0})
+    for name in ("label", "train-preliminary", "filter", "train", "assess", "gate"):
+        ENGINE.run(job_of(project), name)
+    return project
+
+
+@pytest.fixture
+def passed(judged: Project, tmp_path: Path) -> Project:
+    shutil.copytree(judged.root, tmp_path / "copy", symlinks=True)
+    return Project(tmp_path / "copy", judged.truth_HW, judged.image_CHW)
+
+
+def test_a_model_exchanged_after_its_gate_is_not_exported(passed: Project) -> None:
+    """Even a whole bundle, with digests that fit, is not the one that was judged."""
+    job = job_of(passed)
+    other = job.output(ENGINE.run(job, "train-preliminary"), "model")
+    trained = job.output(ENGINE.run(job, "train"), "model")
+    model, info = load_bundle(other)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    save_bundle(trained, model, info)
+    with pytest.raises(TerrafineError, match="not the model that the gate judged"):
+        ENGINE.run(job, "export")
+    assert not leftovers(passed)
+
+
+@pytest.mark.parametrize("edit", ["", "{", '{"passed": true}'])
+def test_an_edited_verdict_promotes_nothing(passed: Project, edit: str) -> None:
+    job = job_of(passed)
+    job.output(ENGINE.run(job, "gate"), "decision").write_text(edit)
+    with pytest.raises(TerrafineError, match=r"decision\.json: cannot be read back"):
+        ENGINE.run(job, "export")
+
+
+def test_a_verdict_turned_by_hand_promotes_nothing(judged: Project, tmp_path: Path) -> None:
+    shutil.copytree(judged.root, tmp_path / "copy", symlinks=True)
+    refused = Project(tmp_path / "copy", judged.truth_HW, judged.image_CHW)
+    refused.change_spec(gate={"min_samples": 10**9})
+    job = job_of(refused)
+    decision = job.output(ENGINE.run(job, "gate"), "decision")
+    decision.write_text(decision.read_text().replace('"passed": false', '"passed": true', 1))
+    with pytest.raises(TerrafineError, match="cannot be read back"):
+        ENGINE.run(job, "export")
+
+
+def test_two_utm_zones_are_two_groups_and_two_reports(passed: Project) -> None:
+    """A second scene in another zone, which neither product nor reference covers, is mapped too."""
+    write_raster(passed.root / "east.tif", passed.image_CHW, nodata=0, crs="EPSG:32651")
+    passed.change_spec(
+        imagery={
+            "scenes": [
+                {"name": "scene", "files": ["scene.tif"]},
+                {"name": "east", "files": ["east.tif"]},
+            ]
+        }
+    )
+    job = job_of(passed)
+    for name in ENGINE.stages:
+        if name != "refuse":
+            ENGINE.run(job, name)
+    store = open_map(job.workdir / "map.icechunk")
+    assert store.zones() == ("epsg32650", "epsg32651")
+    published = ENGINE.run(job, "publish")
+    folder = job.output(published, "report").parents[1]
+    for zone, scene in (("epsg32650", "scene.tif"), ("epsg32651", "east.tif")):
+        assert (folder / zone / "report.html").stat().st_size > 10_000
+        with (
+            rasterio.open(folder / zone / "landcover.tif") as landcover,
+            rasterio.open(passed.root / scene) as image,
+        ):
+            assert (landcover.crs, landcover.transform) == (image.crs, image.transform)
+        window = store.window(zone)
+        assert set(np.unique(store.read(zone, window, "source"))) <= {0, 1, 2, 65535}
+    row, col = store.grid("epsg32651").pixel_of(499_410.0 + 300, 4_400_016.0 - 300)
+    assert store.explain("epsg32651", row, col).scene == "east"
