@@ -90,6 +90,12 @@ def describe(shown: dict[str, float | str]) -> str:
     )
 
 
+def figures(metrics: Mapping[str, object]) -> str:
+    """The figures of a stage on one line; digests by their first twelve digits."""
+    digests = {k: str(v)[:12] if len(str(v)) == 64 else v for k, v in metrics.items()}
+    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in digests.items())
+
+
 class _EventTask:
     def __init__(self, path: Path, name: str, total: int, unit: str) -> None:
         self._path, self._event = path, {"name": name, "total": total, "unit": unit}

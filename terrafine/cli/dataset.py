@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from terrafine.datasets import FACTOR, LICENCE_NOTICE, coarse_product, fetch
+from terrafine.datasets import FACTOR, LICENCE_NOTICE, PATCH, coarse_product, fetch
 from terrafine.spec import LabelSource
 
 app = typer.Typer(no_args_is_help=True, help="Example data.")
@@ -31,7 +31,9 @@ def degrade(
     out: Annotated[Path, typer.Argument(help="GeoTIFF of FROM-GLC10 codes to write")],
     crosswalk: Annotated[str, typer.Option(help="of the map")] = "seven",
     factor: Annotated[float, typer.Option(min=1, help="times coarser")] = FACTOR,
-    patch: Annotated[int, typer.Option(min=1, help="coarse pixels a side that err together")] = 8,
+    patch: Annotated[
+        int, typer.Option(min=1, help="coarse pixels a side that err together")
+    ] = PATCH,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a coarse label product from a finer map: majority, then a published confusion.

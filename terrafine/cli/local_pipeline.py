@@ -22,7 +22,7 @@ from rich.progress import TaskID
 
 from pipelines.land_cover_map import land_cover_map
 from terrafine.errors import StageError
-from terrafine.progress import EVENTS_VARIABLE, bars
+from terrafine.progress import EVENTS_VARIABLE, bars, figures
 from terrafine.stages import ENGINE, Job, Manifest, check_store, open_reference
 
 
@@ -155,6 +155,7 @@ class Watcher:
             self.error = event["error"]
             self._bars.console.print(f"[red]✗[/] {stage}")
             return
-        figures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in event["metrics"].items())
         took = "done before" if state == "skipped" else f"{event['seconds']:.1f} s"
-        self._bars.console.print(f"[green]✓[/] {stage:<18} {took:>11}  [dim]{figures}[/]")
+        self._bars.console.print(
+            f"[green]✓[/] {stage:<18} {took:>11}  [dim]{figures(event['metrics'])}[/]"
+        )

@@ -70,28 +70,30 @@ def _plan(job: Job, as_json: bool) -> None:
 
 
 def _finish(job: Job, released: Manifest | None, as_json: bool) -> None:
-    gate = ENGINE.find(job, "gate")
+    assessed, gate = ENGINE.find(job, "assess"), ENGINE.find(job, "gate")
+    assert assessed is not None, "the pipeline ended without an assessment"
     assert gate is not None, "the pipeline ended without a gate"
     last = released or ENGINE.find(job, "refuse")
     assert last is not None, "the pipeline ended without a report"
     if as_json:
         typer.echo(last.model_dump_json(indent=2))
     else:
-        _last_screen(job, gate, last, released is not None)
+        _last_screen(job, assessed, gate, last)
     if released is None:
         raise typer.Exit(REFUSED)
 
 
-def _last_screen(job: Job, gate: Manifest, last: Manifest, released: bool) -> None:
+def _last_screen(job: Job, assessed: Manifest, gate: Manifest, last: Manifest) -> None:
     """What was made, where, and how good it is."""
-    m = {**gate.metrics, **last.metrics}
+    m = {**assessed.metrics, **last.metrics}
+    released = "release" in m
     made = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for title, key in (("report", "report"), ("map", "geotiff"), ("map store", "store")):
         if key in last.outputs:
             made.add_row(title, _short(job.output(last, key)))
-    if "release" in m:
+    if released:
         made.add_row("release", str(m["release"]))
     made.add_row("agreement", f"map with reference {_interval(m, 'map')}")
     made.add_row("", f"coarse product with reference {_interval(m, 'product')}")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
+from terrafine.progress import figures
 from terrafine.stages import ENGINE, Job, Manifest
 
 
@@ -122,12 +123,7 @@ def run_stage(job: Job, name: str, as_json: bool) -> Manifest:
         return done
     console = Console()
     state = "was done before" if before else f"took {done.seconds:g} s"
-    console.print(f"[bold]{name}[/] {state}: {figures(done)}")
+    console.print(f"[bold]{name}[/] {state}: {figures(done.metrics)}")
     for key in done.outputs:
         console.print(f"  {key}: {job.output(done, key)}", soft_wrap=True, highlight=False)
     return done
-
-
-def figures(done: Manifest) -> str:
-    """The figures of a stage on one line."""
-    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in done.metrics.items())

@@ -16,6 +16,8 @@ from terrafine.spec import LabelSource
 
 # A 10-m product seen from 3-m imagery.
 FACTOR = 10 / 3
+# Coarse pixels a side that err together: a field or a stand.
+PATCH = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def coarse_product(
     legend: Legend = SEVEN,
     factor: float = FACTOR,
     matrix: npt.NDArray[np.int64] = DONG_PRODUCT_10M,
-    patch: int = 8,
+    patch: int = PATCH,
     seed: int = 0,
 ) -> CoarseProduct:
     """Make a coarse label product from a map of the imagery's resolution.

@@ -18,7 +18,10 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     (folder / "verdict.md").write_text(decision.to_markdown())
     return Outcome(
         {"decision": Path("decision.json"), "verdict": Path("verdict.md")},
-        {**assessed.metrics, "decision": "promote" if decision.passed else "refuse"},
+        {
+            "decision": "promote" if decision.passed else "refuse",
+            "model": assessed.metrics["model"],
+        },
     )
 
 
