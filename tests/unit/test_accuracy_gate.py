@@ -74,7 +74,7 @@ def test_a_better_map_is_promoted() -> None:
     decision = decide(spec, GOOD)
     assert decision.passed
     assert not decision.reasons
-    assert len(decision.rules) == 7
+    assert len(decision.rules) == 8
     assert "map is promoted" in decision.to_markdown()
     assert GateDecision.model_validate_json(decision.model_dump_json()) == decision
 
@@ -168,7 +168,7 @@ def test_a_report_without_samples_is_refused_by_every_rule() -> None:
         champion="champion",
     )
     decision = decide(spec, replace(nothing, against_champion=nothing.against_product))
-    assert len(decision.rules) == 7
+    assert len(decision.rules) == 8
     assert not any(rule.passed for rule in decision.rules)
 
 
@@ -217,10 +217,22 @@ def test_nan_that_slipped_past_the_models_is_refused() -> None:
     champion = decide(GateSpec(champion="c"), replace(GOOD, against_champion=comparison))
     refused(champion, "worse than the champion")
     for margin in (nan, float("-inf")):
-        refused(decide(GateSpec(margin=margin), GOOD), "no finite number")
+        with pytest.raises(ValidationError, match="finite"):
+            GateSpec(margin=margin)
+        hollow_spec = GateSpec.model_construct(**{**GateSpec().model_dump(), "margin": margin})
+        refused(decide(hollow_spec, GOOD), "no finite number")
 
 
-CHAMPION = GateSpec(better_than_product=False, champion="models/champion")
+def test_many_pixels_in_few_blocks_are_too_few() -> None:
+    """Neighbouring pixels are no independent samples."""
+    reference = np.ones(2000, np.uint8)
+    samples = Samples(reference, reference, np.arange(2000) // 100)
+    report = GateEvidence(report_of(samples))
+    refused(decide(FLOOR, report), "20 independent units are too few")
+    assert decide(FLOOR.model_copy(update={"min_units": 20}), report).passed
+
+
+CHAMPION = GateSpec(better_than_product=False, champion="models/champion", min_units=20)
 
 
 @pytest.mark.parametrize(("right", "passes"), [(910, True), (900, True), (897, True), (880, False)])

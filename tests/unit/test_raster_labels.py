@@ -159,7 +159,7 @@ def test_unknown_codes_are_refused_with_their_place(tmp_path: Path) -> None:
     array = codes()
     array[90:95, 80:85] = 77
     message = refusal(tmp_path, array)
-    assert message.startswith(f"{tmp_path / 'l.tif'} (within x 499200..500400, y ")
+    assert message.startswith(f"{tmp_path / 'l.tif'} (within x 499410..500610, y ")
     assert "77 (" in message
     assert "'FROM-GLC10'" in message
     assert "add the codes to it" in message
