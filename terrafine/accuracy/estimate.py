@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from terrafine.accuracy.bootstrap import percentile_interval, resample, stack_units
 from terrafine.accuracy.confusion import (
@@ -201,10 +201,11 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
     fewer, discordant = min(only_first, only_second), only_first + only_second
     if not discordant:
         return 1.0
-    at_fewer = float(binom.pmf(fewer, discordant, 0.5))
+    up_to = float(bdtr(fewer, discordant, 0.5))
+    below = float(bdtr(fewer - 1, discordant, 0.5)) if fewer else 0.0
     if only_first == only_second:
-        return 1 - at_fewer / 2
-    return float(2 * binom.cdf(fewer, discordant, 0.5)) - at_fewer
+        return 1 - (up_to - below) / 2
+    return up_to + below
 
 
 def _denominator(name: str, k: int | None, size: int) -> Int64Array | None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from terrafine.cli.local_pipeline import run_pipeline
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.datasets import LICENCE_NOTICE, coarse_product, fetch
 from terrafine.spec import load_spec
@@ -40,7 +39,7 @@ def run(
     if dry_run:
         _plan(job, as_json)
         return
-    _finish(job, run_pipeline(job, quiet=as_json), as_json)
+    _finish(job, _run(job, quiet=as_json), as_json)
 
 
 def demo(
@@ -55,7 +54,18 @@ def demo(
     data = fetch(into / "data")
     coarse_product(loaded.assess.reference, data, data / loaded.labels.file, seed=loaded.seed)
     job = Job.open(spec, data=data, workdir=into)
-    _finish(job, run_pipeline(job), as_json=False)
+    _finish(job, _run(job, quiet=False), as_json=False)
+
+
+def _run(job: Job, *, quiet: bool) -> Manifest | None:
+    """The release's manifest, or None where the gate refused."""
+    gate, released = ENGINE.find(job, "gate"), ENGINE.find(job, "publish")
+    if released and gate and gate.metrics["decision"] == "promote":
+        return ENGINE.run(job, "publish")
+    # kfp takes a while to import, which other commands need not wait for
+    from terrafine.cli.local_pipeline import run_pipeline
+
+    return run_pipeline(job, quiet=quiet)
 
 
 def _plan(job: Job, as_json: bool) -> None:

@@ -82,7 +82,6 @@ def test_a_second_run_does_nothing_again(released: tuple[Project, Path]) -> None
     done = terrafine("run", project.spec, "--workdir", workdir, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stage"] == "publish"
-    assert stages_done(workdir) == []
     assert {p: p.stat().st_mtime_ns for p in workdir.glob("*/*/manifest.json")} == before
 
 
