@@ -102,7 +102,7 @@ def _last_screen(job: Job, assessed: Manifest, gate: Manifest, last: Manifest) -
     made.add_column(overflow="fold")
     for title, key in (("report", "report"), ("map", "geotiff"), ("map store", "store")):
         if key in last.outputs:
-            made.add_row(title, _short(job.output(last, key)))
+            made.add_row(title, _short(_latest(job, last, key)))
     if released:
         made.add_row("release", str(m["release"]))
     made.add_row("agreement", f"map with reference {_interval(m, 'map')}")
@@ -125,6 +125,16 @@ def _interval(metrics: dict[str, float | int | str], key: str) -> str:
     ends = [metrics.get(f"{key}_oa{end}") for end in ("", "_low", "_high")]
     value, low, high = ("undefined" if v is None else f"{100 * float(v):{sign}.1f}" for v in ends)
     return f"{value}{unit} ({low} to {high})"
+
+
+def _latest(job: Job, done: Manifest, name: str) -> Path:
+    """Path of an output by the link that stays right after the next run."""
+    path, folder = job.output(done, name), job.workdir / done.stage / done.digest[:12]
+    return (
+        folder.with_name("latest") / path.relative_to(folder)
+        if path.is_relative_to(folder)
+        else path
+    )
 
 
 def _short(path: Path) -> str:

@@ -15,6 +15,7 @@ from terrafine.accuracy import GateDecision
 from terrafine.errors import StageError
 from terrafine.export import export_model, load_bundle
 from terrafine.geometry import Window
+from terrafine.progress import progress
 from terrafine.raster import Mosaic, open_mosaics
 from terrafine.spec import MapSpec
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, read_json
@@ -38,14 +39,16 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             f"{job.workdir / 'gate'} and run again, so that this one is judged"
         )
     windows = real_windows(job.spec, list(open_mosaics(job.spec.imagery, job.data).values()))
-    parity = export_model(
-        model,
-        info,
-        folder / "model.onnx",
-        windows,
-        window=job.spec.map.window,
-        spec=job.spec.export,
-    )
+    with progress("export", total=1, unit="graph") as task:
+        parity = export_model(
+            model,
+            info,
+            folder / "model.onnx",
+            windows,
+            window=job.spec.map.window,
+            spec=job.spec.export,
+        )
+        task.advance(agreement=parity.class_agreement)
     (folder / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
     return Outcome(
         {"graph": Path("model.onnx"), "parity": Path("parity.json")},
