@@ -7,15 +7,13 @@ or ``--data`` / ``TERRAFINE_DATA``) and cannot leave it.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import (
@@ -30,6 +28,7 @@ from pydantic import (
 
 from terrafine.errors import SpecError
 from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
+from terrafine.spec_errors import did_you_mean, explain_validation
 
 DATA_VARIABLE = "TERRAFINE_DATA"
 
@@ -126,7 +125,7 @@ class LabelSource(Section):
             if self.crosswalk not in CROSSWALKS:
                 raise SpecError(
                     f"crosswalk {self.crosswalk!r} is unknown"
-                    f"{_did_you_mean(self.crosswalk, CROSSWALKS)}; known: "
+                    f"{did_you_mean(self.crosswalk, CROSSWALKS)}; known: "
                     f"{', '.join(CROSSWALKS)}; or give a mapping {{code: class}}"
                 )
             walk = CROSSWALKS[self.crosswalk]
@@ -366,7 +365,7 @@ class MapSpec(Section):
             for wrong in set(classes) - set(legend.names):
                 raise ValueError(
                     f"{where}: legend {legend.name!r} has no class {wrong!r}"
-                    f"{_did_you_mean(wrong, legend.names)}; it has {', '.join(legend.names)}"
+                    f"{did_you_mean(wrong, legend.names)}; it has {', '.join(legend.names)}"
                 )
         return self
 
@@ -414,7 +413,9 @@ def parse_spec(text: str, *, where: str) -> MapSpec:
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from error
     except ValidationError as error:
-        raise SpecError(f"{where}: " + "; ".join(_explain(error))) from error
+        raise SpecError(
+            f"{where}: " + "; ".join(explain_validation(error, MapSpec.model_json_schema()))
+        ) from error
 
 
 def load_spec(path: Path) -> MapSpec:
@@ -444,54 +445,3 @@ def resolve_in(root: Path, relative: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise SpecError(f"{relative!r} leads out of the data root {root}; copy the data into it")
     return path
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _explain(error: ValidationError) -> list[str]:
-    """One clause per problem: dotted key, what is wrong, the right key where one is near."""
-    out = []
-    for item in error.errors():
-        loc = [str(part) for part in item["loc"]]
-        key = ".".join(loc)
-        if item["type"] == "extra_forbidden":
-            known = _keys_at(item["loc"][:-1])
-            text = f"unknown key {key!r}{_did_you_mean(loc[-1], known)}"
-            out.append(text if "mean" in text else f"{text}; known here: {', '.join(known)}")
-        elif item["type"] == "missing":
-            out.append(f"key {key!r} is missing")
-        else:
-            message = re.sub(r"^Value error, ", "", item["msg"])
-            shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            out.append(f"{key}: {message}{shown}" if key else message)
-    return out
-
-
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Keys that the section at ``loc`` knows, read from the JSON schema."""
-    schema = MapSpec.model_json_schema()
-    node: dict[str, Any] = schema
-    for part in loc:
-        choices = [node, *node.get("anyOf", [])]
-        choices = [_deref(schema, c) for c in choices]
-        if isinstance(part, int):
-            node = next((c["items"] for c in choices if "items" in c), {})
-        else:
-            node = next(
-                (c["properties"][part] for c in choices if part in c.get("properties", {})),
-                # pydantic adds the name of a union's member to the place; it is the node itself
-                node,
-            )
-    found = [_deref(schema, c) for c in [node, *node.get("anyOf", [])]]
-    return [key for c in found for key in c.get("properties", {})]
-
-
-def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    ref = node.get("$ref")
-    if ref is None:
-        return node
-    resolved: dict[str, Any] = schema["$defs"][ref.rsplit("/", 1)[1]]
-    return resolved

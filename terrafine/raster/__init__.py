@@ -1,7 +1,7 @@
 """Scenes, label products, points and GeoTIFFs: the only room that imports rasterio."""
 
 from terrafine.raster.aggregate import majority
-from terrafine.raster.geotiff import read_geotiff, write_geotiff
+from terrafine.raster.geotiff import write_geotiff
 from terrafine.raster.labels import ClassRaster, check_overlap, open_class_raster
 from terrafine.raster.mosaic import Mosaic, open_mosaics
 from terrafine.raster.points import Points, is_vector, read_points
@@ -19,7 +19,6 @@ __all__ = [
     "open_class_raster",
     "open_mosaics",
     "open_scene",
-    "read_geotiff",
     "read_points",
     "write_geotiff",
 ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio._err import CPLE_BaseError
@@ -17,8 +15,8 @@ from rasterio.errors import RasterioError
 
 from terrafine.errors import RasterError
 from terrafine.geometry import PixelGrid, Window
-from terrafine.legend import UNWRITTEN, Legend, UInt8Array
-from terrafine.raster.files import CACHE_BYTES, crs_of, opened, placement, require_raster
+from terrafine.legend import Legend
+from terrafine.raster.files import CACHE_BYTES, require_raster
 
 _BLOCK = 512
 
@@ -127,34 +125,3 @@ def _category_names(legend: Legend) -> str:
         ElementTree.SubElement(categories, "Category").text = names.get(code, "")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode")
-
-
-def read_geotiff(path: Path) -> tuple[UInt8Array, PixelGrid, Window]:
-    """First band of a class map as uint8 (H, W), with its grid and window.
-
-    A nodata value that no uint8 can hold becomes 255. RasterError when the file is missing, cut
-    off, without CRS or georeferencing, or holds values other than whole numbers of 0..255.
-    """
-    require_raster(path)
-    with opened(path) as dataset:
-        crs = crs_of(dataset, None, where=str(path), key="it (gdal_edit -a_srs)")
-        grid, window = placement(dataset, crs, where=str(path))
-        array_HW = dataset.read(1)
-        nodata = dataset.nodata
-    if array_HW.dtype != np.uint8:
-        array_HW = _as_codes(array_HW, nodata, path)
-    return array_HW, grid, window
-
-
-def _as_codes(array_HW: npt.NDArray[Any], nodata: float | None, path: Path) -> UInt8Array:
-    values = array_HW.astype(np.float64)
-    if nodata is not None and not 0 <= nodata <= UNWRITTEN:
-        values[np.isnan(values) if math.isnan(nodata) else array_HW == nodata] = UNWRITTEN
-    wrong = ~((values >= 0) & (values <= UNWRITTEN) & (values == np.floor(values)))
-    if wrong.any():
-        row, col = (int(i) for i in np.argwhere(wrong)[0])
-        raise RasterError(
-            f"{path}: row {row}, column {col} holds {float(array_HW[row, col]):g}, no class code "
-            "of 0..255; give a map of class codes"
-        )
-    return values.astype(np.uint8)

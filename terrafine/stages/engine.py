@@ -279,10 +279,10 @@ class Engine:
             _write_text(partial / "manifest.json", manifest.model_dump_json(indent=2))
             partial.rename(folder)
             _point(folder)
-        except BaseException:
+        finally:
+            # gone after the rename; a resumable stage keeps what it can go on from
             if partial.exists() and not (stage.resumable and any(partial.iterdir())):
                 shutil.rmtree(partial, ignore_errors=True)
-            raise
         return manifest
 
     def _folder(self, job: Job, name: str, digest: str) -> Path:
