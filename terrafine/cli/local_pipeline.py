@@ -23,11 +23,11 @@ from rich.progress import TaskID
 from pipelines.land_cover_map import land_cover_map
 from terrafine.errors import StageError
 from terrafine.progress import EVENTS_VARIABLE, bars, figures
-from terrafine.stages import ENGINE, Job, Manifest, check_store, open_reference
+from terrafine.stages import ENGINE, Job, check_store, open_reference
 
 
-def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
-    """Run the pipeline; the manifest of the release, or None where the gate refused.
+def run_pipeline(job: Job, *, quiet: bool = False) -> None:
+    """Run the pipeline to its release or its refusal.
 
     StageError with the failed stage's own sentence.
     """
@@ -37,9 +37,6 @@ def run_pipeline(job: Job, *, quiet: bool = False) -> Manifest | None:
     job.workdir.mkdir(parents=True, exist_ok=True)
     with _alone(job):
         _watched(job, quiet)
-    gate = ENGINE.find(job, "gate")
-    promoted = gate is not None and gate.metrics["decision"] == "promote"
-    return ENGINE.find(job, "publish") if promoted else None
 
 
 def _watched(job: Job, quiet: bool) -> None:

@@ -59,13 +59,20 @@ def demo(
 
 def _run(job: Job, *, quiet: bool) -> Manifest | None:
     """The release's manifest, or None where the gate refused."""
-    gate, released = ENGINE.find(job, "gate"), ENGINE.find(job, "publish")
-    if released and gate and gate.metrics["decision"] == "promote":
+    if _released(job):
         return ENGINE.run(job, "publish")
     # kfp takes a while to import, which other commands need not wait for
     from terrafine.cli.local_pipeline import run_pipeline
 
-    return run_pipeline(job, quiet=quiet)
+    run_pipeline(job, quiet=quiet)
+    return _released(job)
+
+
+def _released(job: Job) -> Manifest | None:
+    """The manifest of a release whose gate, as it stands now, promotes it."""
+    gate = ENGINE.find(job, "gate")
+    promoted = gate is not None and gate.metrics["decision"] == "promote"
+    return ENGINE.find(job, "publish") if promoted else None
 
 
 def _plan(job: Job, as_json: bool) -> None:

@@ -295,8 +295,8 @@ def read_json(path: Path, kind: TypeAdapter[T]) -> T:
         return kind.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise StageError(
-            f"{path}: cannot be read back ({type(error).__name__}), it is not as the stage left "
-            f"it; delete {path.parent} and run again"
+            f"{path}: cannot be read back ({type(error).__name__}), it is not as it was "
+            "written; delete it and run again"
         ) from error
 
 
