@@ -29,6 +29,10 @@ class ChipStoreError(TerrafineError):
     """The chip store is missing, incomplete, edited or does not fit."""
 
 
+class StorageError(TerrafineError):
+    """A folder or an object store cannot be read or written."""
+
+
 class ModelError(TerrafineError):
     """A network cannot be built, or a model bundle does not fit what it is used for."""
 

@@ -1,6 +1,7 @@
 """Accuracy of a map: confusion matrices, estimates with intervals, reports, and the gate."""
 
 from terrafine.accuracy.confusion import ConfusionMatrix
+from terrafine.accuracy.edges import EDGE_PIXELS, NearEdges
 from terrafine.accuracy.estimate import (
     Estimate,
     Figure,
@@ -18,6 +19,7 @@ from terrafine.accuracy.sampling import PointReference, RasterReference, ReadMap
 __all__ = [
     "DONG_MAP_3M",
     "DONG_PRODUCT_10M",
+    "EDGE_PIXELS",
     "AccuracyReport",
     "ClassAccuracy",
     "ConfusionMatrix",
@@ -25,6 +27,7 @@ __all__ = [
     "Figure",
     "GateDecision",
     "GateEvidence",
+    "NearEdges",
     "PairedComparison",
     "PointReference",
     "RasterReference",
