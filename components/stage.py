@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from serving.engines import on_engines
 from terrafine.stages import ENGINE, Job, Manifest
 
 
@@ -15,7 +16,7 @@ def run_stage(
 
     ``upstream``: files holding the manifests of earlier stages; ``manifest``: file to write.
     """
-    job = Job.from_text(spec, data=data, workdir=workdir)
+    job = on_engines(Job.from_text(spec, data=data, workdir=workdir))
     done = ENGINE.run(job, name, [Manifest.read(Path(path)) for path in upstream])
     Path(manifest).write_text(done.model_dump_json(indent=2), encoding="utf-8")
     return done

@@ -3,7 +3,8 @@
 A stage says ``with progress("train", total=40, unit="epoch") as task: task.advance(loss=0.3)``
 and does not know who watches. Where ``TERRAFINE_EVENTS`` names a file (a stage that the pipeline
 started in a process of its own), each step is appended to it as one JSON line; on a terminal a
-bar is drawn; otherwise a line is logged every ten seconds.
+bar is drawn; otherwise a line is logged every ten seconds. A worker on another machine hands its
+events to ``forwarded``, and the process that waits for it shows them with ``replay``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -31,14 +34,30 @@ from rich.progress import (
 
 EVENTS_VARIABLE = "TERRAFINE_EVENTS"
 
+Event = Mapping[str, object]
+Send = Callable[[Event], None]
+
 log = logging.getLogger(__name__)
+_FORWARD: ContextVar[Send | None] = ContextVar("forward", default=None)
 
 
-class Task(Protocol):
+class Task(ABC):
     """One piece of long work that is under way."""
+
+    def __init__(self) -> None:
+        self._done = 0
 
     def advance(self, steps: int = 1, **shown: float | str) -> None:
         """Report ``steps`` more done; ``shown`` appears beside the bar."""
+        self.show(self._done + steps, describe(shown))
+
+    def show(self, done: int, shown: str) -> None:
+        """Report ``done`` steps in all, which may be fewer than before where work was lost."""
+        self._done = done
+        self._draw(done, shown)
+
+    @abstractmethod
+    def _draw(self, done: int, shown: str) -> None: ...
 
 
 def bars(console: Console) -> Progress:
@@ -58,9 +77,9 @@ def bars(console: Console) -> Progress:
 @contextmanager
 def progress(name: str, *, total: int, unit: str) -> Iterator[Task]:
     """Report ``total`` steps of ``unit`` under the heading ``name``."""
-    events = os.environ.get(EVENTS_VARIABLE)
-    if events:
-        yield _EventTask(Path(events), name, total, unit)
+    send = _sender()
+    if send is not None:
+        yield _EventTask(send, name, total, unit)
     elif sys.stderr.isatty():
         with bars(Console(stderr=True)) as drawn:
             yield _BarTask(drawn, name, total, unit)
@@ -70,14 +89,67 @@ def progress(name: str, *, total: int, unit: str) -> Iterator[Task]:
 
 def announce(**event: object) -> None:
     """Tell the process that started this one of a stage begun, done or failed."""
-    events = os.environ.get(EVENTS_VARIABLE)
-    if events:
-        _append(Path(events), event)
+    send = _sender()
+    if send is not None:
+        send(event)
     else:
         log.info("%s", event)
 
 
-def _append(path: Path, event: Mapping[str, object]) -> None:
+def warn(sentence: str) -> None:
+    """Tell whoever watches of something that does not stop the work."""
+    send = _sender()
+    if send is not None:
+        send({"warning": sentence})
+    else:
+        log.warning("%s", sentence)
+
+
+@contextmanager
+def forwarded(send: Send) -> Iterator[None]:
+    """Hand all events of this thread to ``send``, which takes them to another process."""
+    token = _FORWARD.set(send)
+    try:
+        yield
+    finally:
+        _FORWARD.reset(token)
+
+
+@contextmanager
+def replay() -> Iterator[Send]:
+    """Show here what another process hands to :func:`forwarded`, event by event."""
+    with ExitStack() as drawn:
+        heading: tuple[object, ...] | None = None
+        task: Task | None = None
+
+        def draw(event: Event) -> None:
+            nonlocal heading, task
+            if "warning" in event:
+                warn(str(event["warning"]))
+                return
+            if "name" not in event:
+                announce(**event)
+                return
+            name, total, unit = event["name"], event["total"], event["unit"]
+            assert isinstance(total, int)
+            if task is None or heading != (name, total, unit):
+                drawn.close()
+                heading = (name, total, unit)
+                task = drawn.enter_context(progress(str(name), total=total, unit=str(unit)))
+            done = event["done"]
+            assert isinstance(done, int)
+            task.show(done, str(event["shown"]))
+
+        yield draw
+
+
+def _sender() -> Send | None:
+    """Where events go, or None where a person is to see them here."""
+    events = os.environ.get(EVENTS_VARIABLE)
+    return _FORWARD.get() or (partial(_append, Path(events)) if events else None)
+
+
+def _append(path: Path, event: Event) -> None:
     # Work must not fail because nobody can be told of it: the disk may be full.
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
@@ -96,39 +168,34 @@ def figures(metrics: Mapping[str, object]) -> str:
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in digests.items())
 
 
-class _EventTask:
-    def __init__(self, path: Path, name: str, total: int, unit: str) -> None:
-        self._path, self._event = path, {"name": name, "total": total, "unit": unit}
-        self._done = 0
-        self._write("")
+class _EventTask(Task):
+    def __init__(self, send: Send, name: str, total: int, unit: str) -> None:
+        super().__init__()
+        self._send, self._event = send, {"name": name, "total": total, "unit": unit}
+        self._draw(0, "")
 
-    def advance(self, steps: int = 1, **shown: float | str) -> None:
-        self._done += steps
-        self._write(describe(shown))
-
-    def _write(self, shown: str) -> None:
-        _append(self._path, {**self._event, "done": self._done, "shown": shown})
+    def _draw(self, done: int, shown: str) -> None:
+        self._send({**self._event, "done": done, "shown": shown})
 
 
-class _BarTask:
+class _BarTask(Task):
     def __init__(self, drawn: Progress, name: str, total: int, unit: str) -> None:
+        super().__init__()
         self._drawn = drawn
         self._id = drawn.add_task(name, total=total, unit=unit, shown="")
 
-    def advance(self, steps: int = 1, **shown: float | str) -> None:
-        self._drawn.update(self._id, advance=steps, shown=describe(shown))
+    def _draw(self, done: int, shown: str) -> None:
+        self._drawn.update(self._id, completed=done, shown=shown)
 
 
-class _LogTask:
+class _LogTask(Task):
     def __init__(self, name: str, total: int, unit: str) -> None:
+        super().__init__()
         self._name, self._total, self._unit = name, total, unit
-        self._done, self._last = 0, time.monotonic()
+        self._last = time.monotonic()
 
-    def advance(self, steps: int = 1, **shown: float | str) -> None:
-        self._done += steps
+    def _draw(self, done: int, shown: str) -> None:
         now = time.monotonic()
-        if now - self._last > 10 or self._done == self._total:
+        if now - self._last > 10 or done == self._total:
             self._last = now
-            log.info(
-                "%s: %d/%d %s  %s", self._name, self._done, self._total, self._unit, describe(shown)
-            )
+            log.info("%s: %d/%d %s  %s", self._name, done, self._total, self._unit, shown)

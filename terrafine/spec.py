@@ -28,13 +28,24 @@ from pydantic import (
 
 from terrafine.errors import SpecError
 from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
+from terrafine.recipes import DEFAULT, with_recipe
 from terrafine.spec_errors import did_you_mean, explain_validation
 
 DATA_VARIABLE = "TERRAFINE_DATA"
 
 # How a machine goes about it, not what comes out.
 MACHINE_SETTINGS: Mapping[str, set[str]] = {
-    "training": {"device", "loader_workers"},
+    "training": {
+        "device",
+        "loader_workers",
+        "workers",
+        "compile",
+        "checkpoint_steps",
+        "max_failures",
+        "metrics_port",
+        "storage",
+    },
+    "chips": {"workers", "storage"},
     "map": {"threads", "wave"},
 }
 
@@ -165,6 +176,12 @@ class ChipsSpec(Section):
     max_missing: Share = Field(
         0.5, description="chips with a larger share of missing or unlabelled pixels are left out"
     )
+    workers: Annotated[int, Field(ge=1)] = Field(1, description="processes that cut chips")
+    storage: str | None = Field(
+        None,
+        description="folder or URL (s3://bucket/folder) for the chips, which every training "
+        "worker must reach; default: the work directory",
+    )
 
 
 class FilterSpec(Section):
@@ -180,8 +197,15 @@ class FilterSpec(Section):
 class ModelSpec(Section):
     """The network."""
 
-    arch: Annotated[str, Field(pattern=r"^hrnet_w[1-9][0-9]*$")] = Field(
-        "hrnet_w24", description="HRNet with C = 24 (section 3.2)"
+    arch: Annotated[
+        str, Field(pattern=r"^(hrnet_w[1-9][0-9]*|unet_w[1-9][0-9]*|fcdensenet64_k[1-9][0-9]*)$")
+    ] = Field(
+        "hrnet_w24",
+        description="hrnet_w<C>: HRNet, C = 24 in section 3.2; unet_w<channels of the finest "
+        "level> and fcdensenet64_k<growth>: the others of the paper's Table 4",
+    )
+    stem_channels: Annotated[int, Field(ge=4)] = Field(
+        64, description="of HRNet's stem and its first stage (section 3.2); fewer suit small runs"
     )
     stem_strides: tuple[Literal[1, 2], Literal[1, 2]] = Field(
         (2, 1), description="one 2-strided convolution at first (section 3.2)"
@@ -189,6 +213,22 @@ class ModelSpec(Section):
     first_norm: Literal["instance", "batch"] = Field(
         "instance", description="norm after the first convolution (section 3.2)"
     )
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"{value} is even, and has no middle pixel; take {value + 1}")
+    return value
+
+
+def _ordered(workers: int | tuple[int, int]) -> int | tuple[int, int]:
+    if isinstance(workers, tuple) and workers[0] > workers[1]:
+        raise ValueError(f"the least number of workers {workers[0]} is above the most {workers[1]}")
+    return workers
+
+
+_Count = Annotated[int, Field(ge=1)]
+WorkerRange = Annotated[_Count | tuple[_Count, _Count], AfterValidator(_ordered)]
 
 
 class TrainingSpec(Section):
@@ -212,12 +252,51 @@ class TrainingSpec(Section):
         description="in the cross entropy, others 1 (section 3.2)",
         validate_default=True,
     )
+    label_window: Annotated[int, Field(ge=1), AfterValidator(_odd)] = Field(
+        1,
+        description="odd; a label is held against the mean probability of so many pixels a side: "
+        "3 where a pixel of a 10-m product covers 3 x 3 of the imagery's, 1 each pixel alone "
+        "(section 3.2)",
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay by step of the running mean of the weights, which is what is validated "
+        "and kept; default: the weights themselves (section 3.2)",
+    )
     flips_and_rotations: bool = Field(True, description="the eight symmetries of the square")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on CUDA, fp32 on the CPU"
     )
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    compile: bool = Field(False, description="torch.compile the network")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that read chips, for each training worker"
+    )
+    workers: WorkerRange = Field(
+        1,
+        description="training processes; more than one, or a range [least, most], runs on Ray "
+        "Train and takes one GPU each where `device` allows",
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="crops a worker takes at once; its share of the batch is accumulated from "
+        "these, and batch norm sees no more than these; default: its whole share",
+    )
+    sync_batch_norm: bool = Field(True, description="batch norm over the crops of all workers")
+    checkpoint_steps: Annotated[int, Field(ge=1)] = Field(
+        500, description="a checkpoint is written after so many steps, and after every epoch"
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="lost workers after which Ray Train gives up"
+    )
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None, description="serve Prometheus metrics here while training"
+    )
+    storage: str | None = Field(
+        None,
+        description="folder or URL (s3://bucket/folder) for checkpoints and curves, which every "
+        "worker must reach; default: the work directory",
+    )
 
 
 class AssessSpec(Section):
@@ -332,6 +411,11 @@ class MapSpec(Section):
     """A whole run: imagery and a label product in, a published map out."""
 
     name: Annotated[Name, AfterValidator(_run_name)]
+    recipe: Literal["terrafine", "dong2020"] = Field(
+        DEFAULT,
+        description="settings that the spec starts from: 'dong2020', the paper's, or 'terrafine', "
+        "ours, on trial (docs/accuracy.md)",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     legend: str | Legend = Field("seven", description=f"one of {', '.join(LEGENDS)}, or your own")
     imagery: ImagerySpec
@@ -345,6 +429,11 @@ class MapSpec(Section):
     export: ExportSpec = ExportSpec()
     map: MappingSpec = MappingSpec()
     publish: PublishSpec = PublishSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_recipe(cls, data: object) -> object:
+        return with_recipe(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

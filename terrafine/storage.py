@@ -96,6 +96,11 @@ class Storage:
             pages = obstore.list(self.store, prefix=folder or None)
             return {str(entry["path"]): entry["size"] for page in pages for entry in page}
 
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        with self.explained("read", name):
+            return obstore.head(self.store, name)["size"]
+
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are no error."""
         for name in names:
@@ -104,6 +109,16 @@ class Storage:
                     obstore.delete(self.store, name)
                 except FileNotFoundError:
                     continue
+
+    def sweep(self) -> None:
+        """Remove what killed writers left on this machine; nobody may be writing.
+
+        obstore stages NAME as NAME#1, which no listing shows.
+        """
+        if self.path is not None:
+            with self.explained("delete"):
+                for staged in self.path.rglob("*#[0-9]*"):
+                    staged.unlink()
 
     def clear(self, folder: str = "") -> None:
         """Remove all objects in it, or in a folder of it."""

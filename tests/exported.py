@@ -38,7 +38,7 @@ def images(count: int, *, seed: int = 0, size: int = WINDOW) -> np.ndarray:
     return windows
 
 
-def random_hrnet(info: BundleInfo, seed: int = 0) -> RawModel:
+def random_model(info: BundleInfo, seed: int = 0) -> RawModel:
     """Every batch norm has statistics, scale and shift of its own, as after training."""
     network = build_network(info.model, bands=4, classes=len(info.legend.classes), seed=seed)
     model = RawModel(RawInput(info.mean, info.std, info.fill), network)
@@ -72,7 +72,7 @@ def export_small_hrnet(folder: Path) -> Exported:
         legend=SEVEN,
         provenance={"run": "test"},
     )
-    save_bundle(folder / "model", random_hrnet(info), info)
+    save_bundle(folder / "model", random_model(info), info)
     model, info = load_bundle(folder / "model")
     windows_NCHW = images(3, seed=9)
     graph = folder / "model.onnx"

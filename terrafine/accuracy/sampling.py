@@ -71,10 +71,11 @@ def sample(
 ) -> Samples:
     """Samples of a map inside ``windows`` of ``grid``, and of a second map at the same places.
 
-    Points: each is one sample and its own unit; the map's class is that of the pixel that holds
-    the point. Raster: every pixel with a reference class is a sample, and the units are blocks
-    of ``unit`` x ``unit`` pixels of the global grid. AccuracyError when windows overlap, since
-    a pixel would count twice. The result is empty when no reference lies in the windows.
+    Points: each is one sample and its own unit, numbered as they are listed; the map's class is
+    that of the pixel that holds the point. Raster: every pixel with a reference class is a
+    sample, and the units are blocks of ``unit`` x ``unit`` pixels of the global grid.
+    AccuracyError when windows overlap, since a pixel would count twice. The result is empty when
+    no reference lies in the windows.
     """
     _refuse_overlap(windows)
     readers = [read_map] if read_other is None else [read_map, read_other]
@@ -128,7 +129,7 @@ def _sample_points(
                 taken[group] = True
             task.advance()
     maps = [value[taken] for value in values]
-    return _samples(readers, here.codes[usable[taken]], maps, None, None)
+    return _samples(readers, here.codes[usable[taken]], maps, usable[taken], None)
 
 
 def _samples(

@@ -2,123 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import geopandas
-import numpy as np
-import numpy.typing as npt
-import shapely
+import zarr
+from pydantic import ValidationError
+from zarr.storage import ObjectStore
 
-from terrafine.chips.split import split_chips
-from terrafine.chips.store import ChipStore, ChipWriter, ZoneGrid, new_store, open_chips
-from terrafine.errors import ChipStoreError
-from terrafine.geometry import Window
-from terrafine.legend import NO_CLASS, Legend, UInt8Array
-from terrafine.progress import Task, progress
+from terrafine.chips.layout import SHARDS, TABLE, StoreInfo, ZoneGrid, create_arrays
+from terrafine.chips.plan import RECORDS, BuildPlan, record_name
+from terrafine.chips.record import ChipRecord, GroupRecord
+from terrafine.chips.runner import BuildRunner, in_turn
+from terrafine.chips.store import ChipStore, open_chips
+from terrafine.chips.table import chip_table, parquet
+from terrafine.errors import ChipStoreError, LegendError, RasterError
+from terrafine.progress import progress
 from terrafine.raster import ClassRaster, Mosaic, Scene, check_overlap
 from terrafine.spec import MapSpec
+from terrafine.storage import Storage
 
-_LONLAT = "EPSG:4326"
-
-
-@dataclass(frozen=True)
-class _Chip:
-    """One chip that was kept: where it lies and what is on it."""
-
-    mosaic: Mosaic
-    window: Window
-    share_K: npt.NDArray[np.float64]
-    missing_share: float
-    sources: tuple[str, ...]
-    sha256: str
+# Says of a place that a chip store is being built there, and from what.
+_PLAN = "building.json"
+_FINISHED = {"zarr.json", TABLE, SHARDS}
+_READERS = 16
 
 
 def build_chips(
-    path: Path, *, spec: MapSpec, mosaics: Mapping[str, Mosaic], labels: ClassRaster
+    location: str | Path | Storage,
+    *,
+    spec: MapSpec,
+    mosaics: Mapping[str, Mosaic],
+    labels: ClassRaster,
+    runner: BuildRunner = in_turn,
 ) -> ChipStore:
     """Cut every mosaic into chips on its global grid, with the product's labels.
 
     A chip is kept when at most ``chips.max_missing`` of its pixels lack image or label; where the
-    image is missing the label is 0. One chip is in memory at a time. The store appears whole or
-    not at all. RasterError / LegendError for the inputs; ChipStoreError when a scene holds no
-    valid pixel, no chip can be kept, the chips cannot be split, or ``path`` cannot be written.
+    image is missing the label is 0. The work is done group by group, wherever ``runner`` has it
+    done; the store's bytes do not depend on that. A store cannot be opened before it is whole; a
+    build that was killed, or ran out of space, goes on where it was when it is started again.
+    An earlier chip store in the place is replaced.
+
+    RasterError / LegendError for the inputs, ChipStoreError when a scene holds no valid pixel, no
+    chip can be kept, the chips cannot be split, or something else is in the place: nothing is left
+    then. StorageError when it cannot be written.
     """
     check_overlap(labels, mosaics.values())
-    size = spec.chips.size
-    tiles = [
-        (mosaic, tile)
-        for mosaic in mosaics.values()
-        for tile in mosaic.window.tiles(size)
-        if mosaic.touches(tile)
-    ]
-    bands = len(spec.imagery.bands)
-    with new_store(path) as folder:
-        writer = ChipWriter(folder, capacity=len(tiles), bands=bands, size=size)
-        with progress("label", total=len(tiles), unit="chip") as task:
-            cutter = _Cutter(spec, spec.resolve_legend(), labels, writer)
-            chips, seen = _cut(tiles, cutter, task)
-        _require_valid_scenes(mosaics, seen, size)
-        if not chips:
-            raise ChipStoreError(
-                f"{spec.name}: none of {len(tiles)} chips of {size} x {size} has image and label "
-                f"on at least {1 - spec.chips.max_missing:.0%} of its pixels; choose a smaller "
-                "chips.size or a larger chips.max_missing, or check where the product lies"
-            )
-        writer.close(_table(chips, spec), _attributes(spec, mosaics))
-    return open_chips(path)
+    storage = location if isinstance(location, Storage) else Storage.at(location)
+    plan = BuildPlan.of(storage, spec, mosaics, labels)
+    done = _begin(plan)
+    try:
+        records = _build(plan, done, runner)
+        _require_valid_scenes(mosaics, {n for r in records for n in r.seen}, spec.chips.size)
+        _finish(plan, records)
+    except (RasterError, LegendError, ChipStoreError):
+        # with other inputs it would be another store, so there is nothing to go on from
+        storage.clear()
+        raise
+    return open_chips(storage)
 
 
-@dataclass(frozen=True)
-class _Cutter:
-    """What turns a tile into a chip of the new store."""
-
-    spec: MapSpec
-    legend: Legend
-    labels: ClassRaster
-    writer: ChipWriter
-
-    def cut(self, mosaic: Mosaic, tile: Window) -> tuple[_Chip | None, set[int]]:
-        """The chip, written, or None if it is not kept; and the numbers of the scenes on it."""
-        allowed = self.spec.chips.max_missing
-        image_CHW, source_HW = mosaic.read(tile)
-        numbers = {int(number) for number in np.unique(source_HW) if number}
-        if np.mean(source_HW == 0) > allowed:
-            return None, numbers
-        label_HW: UInt8Array = np.where(
-            source_HW == 0, np.uint8(NO_CLASS), self.labels.read(mosaic.grid, tile)
+def _begin(plan: BuildPlan) -> dict[int, GroupRecord]:
+    """Make the place ready and say which groups are done there already."""
+    storage = plan.storage
+    present = storage.sizes()
+    mark = storage.read(_PLAN)
+    stamp = json.dumps({"plan": plan.digest()}).encode()
+    if mark == stamp:
+        storage.sweep()
+        return _records(plan, present)
+    if present and mark is None and not present.keys() >= _FINISHED:
+        raise ChipStoreError(f"{storage}: is there and is no chip store; choose another folder")
+    storage.clear()
+    with storage.explained("write"):
+        create_arrays(
+            storage,
+            slots=plan.slots,
+            bands=len(plan.spec.imagery.bands),
+            size=plan.spec.chips.size,
         )
-        missing_share = float(np.mean(label_HW == NO_CLASS))
-        if missing_share > allowed:
-            return None, numbers
-        counts = np.bincount(label_HW.ravel(), minlength=256)
-        scenes = self.spec.imagery.scenes
-        chip = _Chip(
-            mosaic=mosaic,
-            window=tile,
-            share_K=counts[list(self.legend.codes)] / label_HW.size,
-            missing_share=missing_share,
-            sources=tuple(scenes[number - 1].name for number in sorted(numbers)),
-            sha256=self.writer.append(image_CHW, label_HW),
+    storage.write(_PLAN, stamp)
+    return {}
+
+
+def _records(plan: BuildPlan, present: Mapping[str, int]) -> dict[int, GroupRecord]:
+    """Records of groups whose shards are there as well."""
+    groups = [group for group in plan.groups if record_name(group) in present]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(plan.storage.read, [record_name(group) for group in groups])
+        read = {group: _record(data) for group, data in zip(groups, found, strict=True)}
+    return {
+        group: record
+        for group, record in read.items()
+        if record is not None and record.shards.items() <= present.items()
+    }
+
+
+def _record(data: bytes | None) -> GroupRecord | None:
+    """What an earlier run noted, or None where that cannot be read and the group is built again."""
+    try:
+        return None if data is None else GroupRecord.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def _build(
+    plan: BuildPlan, done: Mapping[int, GroupRecord], runner: BuildRunner
+) -> list[GroupRecord]:
+    """Records of all groups in their order, those that were not done yet by ``runner``."""
+    records = dict(done)
+    missing = [group for group in plan.groups if group not in records]
+    with progress("label", total=len(plan.tiles), unit="chip") as task:
+        task.advance(sum(record.tiles for record in records.values()))
+        kept = sum(len(record.chips) for record in records.values())
+        for record in _run(runner, plan, missing):
+            records[record.group] = record
+            kept += len(record.chips)
+            task.advance(record.tiles, kept=str(kept))
+    return [records[group] for group in plan.groups]
+
+
+def _run(runner: BuildRunner, plan: BuildPlan, groups: Sequence[int]) -> Iterator[GroupRecord]:
+    return runner(plan.build, groups) if groups else iter(())
+
+
+def _finish(plan: BuildPlan, records: Sequence[GroupRecord]) -> None:
+    """Write the table and, last of all, the attributes, which make it a store."""
+    spec, storage = plan.spec, plan.storage
+    chips = [chip for record in records for chip in record.chips]
+    if not chips:
+        size = spec.chips.size
+        raise ChipStoreError(
+            f"{spec.name}: none of {len(plan.tiles)} chips of {size} x {size} has image and label "
+            f"on at least {1 - spec.chips.max_missing:.0%} of its pixels; choose a smaller "
+            "chips.size or a larger chips.max_missing, or check where the product lies"
         )
-        return chip, numbers
+    table = parquet(chip_table(chips, plan))
+    shards = json.dumps({n: b for record in records for n, b in record.shards.items()}).encode()
+    storage.write(TABLE, table)
+    storage.write(SHARDS, shards)
+    info = _info(plan, chips, table, shards)
+    with storage.explained("write"):
+        root = zarr.open_group(ObjectStore(storage.store), mode="r+")
+        root.attrs.put(info.model_dump(mode="json", by_alias=True))
+    storage.clear(RECORDS)
+    storage.delete([_PLAN])
 
 
-def _cut(
-    tiles: Sequence[tuple[Mosaic, Window]], cutter: _Cutter, task: Task
-) -> tuple[list[_Chip], set[int]]:
-    """The chips kept, and the numbers of the scenes that gave a pixel to any tile."""
-    chips: list[_Chip] = []
-    seen: set[int] = set()
-    for mosaic, tile in tiles:
-        chip, numbers = cutter.cut(mosaic, tile)
-        seen |= numbers
-        if chip is not None:
-            chips.append(chip)
-        task.advance(kept=str(len(chips)))
-    return chips, seen
+def _info(plan: BuildPlan, chips: Sequence[ChipRecord], table: bytes, shards: bytes) -> StoreInfo:
+    spec = plan.spec
+    return StoreInfo(
+        legend=spec.resolve_legend(),
+        bands=spec.imagery.bands,
+        fill=next(iter(plan.mosaics.values())).fill,
+        size=spec.chips.size,
+        slots=plan.slots,
+        chips=len(chips),
+        zones={
+            zone: ZoneGrid(crs=m.grid.crs, dx=m.grid.dx, dy=m.grid.dy, x0=m.grid.x0, y0=m.grid.y0)
+            for zone, m in plan.mosaics.items()
+        },
+        scenes=tuple(scene.name for scene in spec.imagery.scenes),
+        spec_sha256=plan.spec_digest,
+        table_sha256=hashlib.sha256(table).hexdigest(),
+        shards_sha256=hashlib.sha256(shards).hexdigest(),
+    )
 
 
 def _require_valid_scenes(mosaics: Mapping[str, Mosaic], seen: set[int], size: int) -> None:
@@ -138,61 +189,3 @@ def _require_valid_pixels(scene: Scene, size: int) -> None:
         "or nodata in at least one band); take the scene out of the spec, or correct "
         "imagery.nodata"
     )
-
-
-def _table(chips: Sequence[_Chip], spec: MapSpec) -> geopandas.GeoDataFrame:
-    """One row per chip; see :class:`ChipStore`."""
-    legend = spec.resolve_legend()
-    stride = spec.chips.size * spec.chips.block
-    blocks = [(c.mosaic.zone, c.window.row // stride, c.window.col // stride) for c in chips]
-    share_NK = np.stack([chip.share_K for chip in chips])
-    footprints = _footprints(chips)
-    split = split_chips(
-        footprints,
-        blocks,
-        share_NK > 0,
-        fraction=spec.chips.validation_fraction,
-        seed=spec.seed,
-    )
-    columns: dict[str, Any] = {
-        "id": [f"{c.mosaic.zone}-r{c.window.row}-c{c.window.col}" for c in chips],
-        "zone": [c.mosaic.zone for c in chips],
-        "crs": [c.mosaic.grid.crs for c in chips],
-        "row": [c.window.row for c in chips],
-        "col": [c.window.col for c in chips],
-        "transform": [list(c.mosaic.grid.transform(c.window)[:6]) for c in chips],
-        "split": split,
-        **{f"share_{name}": share_NK[:, k] for k, name in enumerate(legend.names)},
-        "missing_share": [c.missing_share for c in chips],
-        "sources": [list(c.sources) for c in chips],
-        "sha256": [c.sha256 for c in chips],
-    }
-    return geopandas.GeoDataFrame(columns, geometry=footprints, crs=_LONLAT)
-
-
-def _footprints(chips: Sequence[_Chip]) -> geopandas.GeoSeries:
-    """Outlines in degrees, in the chips' order."""
-    outlines: list[Any] = [None] * len(chips)
-    for crs in {chip.mosaic.grid.crs for chip in chips}:
-        members = [i for i, chip in enumerate(chips) if chip.mosaic.grid.crs == crs]
-        boxes = [shapely.box(*chips[i].mosaic.grid.bounds(chips[i].window)) for i in members]
-        turned = geopandas.GeoSeries(boxes, crs=crs).to_crs(_LONLAT)
-        for i, outline in zip(members, turned, strict=True):
-            outlines[i] = outline
-    return geopandas.GeoSeries(outlines, crs=_LONLAT)
-
-
-def _attributes(spec: MapSpec, mosaics: Mapping[str, Mosaic]) -> dict[str, Any]:
-    grids = {zone: mosaic.grid for zone, mosaic in mosaics.items()}
-    return {
-        "legend": spec.resolve_legend(),
-        "bands": spec.imagery.bands,
-        "fill": next(iter(mosaics.values())).fill,
-        "size": spec.chips.size,
-        "zones": {
-            zone: ZoneGrid(crs=g.crs, dx=g.dx, dy=g.dy, x0=g.x0, y0=g.y0)
-            for zone, g in grids.items()
-        },
-        "scenes": tuple(scene.name for scene in spec.imagery.scenes),
-        "spec_sha256": spec.digest("seed", "legend", "imagery", "labels", "chips"),
-    }

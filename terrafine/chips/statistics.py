@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -41,14 +45,11 @@ def band_statistics(
     count = 0
     sums, squares = [0] * store.bands, [0] * store.bands
     step = max(1, math.ceil(len(indexes) / MAX_CHIPS))
-    for index in indexes[::step]:
-        image_CHW = store.image(int(index))
-        valid_HW = (image_CHW != store.fill).all(axis=0)
-        count += int(np.count_nonzero(valid_HW))
-        for band, band_HW in enumerate(image_CHW):
-            values = band_HW[valid_HW].astype(np.uint64)
-            sums[band] += int(values.sum())
-            squares[band] += int((values * values).sum())
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for found in pool.map(partial(_sums, store), indexes[::step].tolist()):
+            count += found.count
+            sums = [a + b for a, b in zip(sums, found.sums, strict=True)]
+            squares = [a + b for a, b in zip(squares, found.squares, strict=True)]
     if count == 0:
         raise ChipStoreError(
             f"none of {len(indexes)} chips holds a valid pixel, so the bands have no mean; "
@@ -62,3 +63,23 @@ def band_statistics(
                 "training chips and cannot be scaled; leave it out of imagery.bands"
             )
     return np.array([s / count for s in sums]), np.sqrt(np.array(variances))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of the valid pixels of one chip, band by band."""
+
+    count: int
+    sums: list[int]
+    squares: list[int]
+
+
+def _sums(store: Images, index: int) -> _Sums:
+    image_CHW = store.image(index)
+    valid_HW = (image_CHW != store.fill).all(axis=0)
+    values_CN = image_CHW[:, valid_HW].astype(np.uint64)
+    return _Sums(
+        count=int(np.count_nonzero(valid_HW)),
+        sums=[int(values.sum()) for values in values_CN],
+        squares=[int((values * values).sum()) for values in values_CN],
+    )

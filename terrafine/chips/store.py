@@ -3,82 +3,63 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import geopandas
 import numpy as np
 import numpy.typing as npt
 import zarr
 from pyarrow import ArrowException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from zarr.codecs import ZstdCodec
+from pydantic import TypeAdapter, ValidationError
+from zarr.storage import ObjectStore
 
+from terrafine.chips.layout import (
+    DAMAGE,
+    SHARDS,
+    TABLE,
+    StoreInfo,
+    groups_of,
+    open_arrays,
+    require_arrays,
+    shard_name,
+)
+from terrafine.chips.shards import ShardReader
 from terrafine.errors import ChipStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend, UInt8Array
 from terrafine.raster import UInt16Array
+from terrafine.storage import Storage
 
 IntArray = npt.NDArray[np.intp]
 
-_CHUNK = 256
-_TABLE = "chips.parquet"
-# What zarr raises on a chunk that is missing, cut off or changed, depending on the codec it meets.
-_DAMAGE = (OSError, ValueError, RuntimeError, KeyError)
-
-
-class ZoneGrid(BaseModel):
-    """The pixel grid of one zone, exactly."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    crs: str
-    dx: float
-    dy: float
-    x0: float
-    y0: float
-
-    def grid(self) -> PixelGrid:
-        """As the geometry room knows it."""
-        return PixelGrid(self.crs, self.dx, self.dy, self.x0, self.y0)
-
-
-class StoreInfo(BaseModel):
-    """Attributes of the store's root group."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    version: Literal["terrafine-chips-1"] = Field("terrafine-chips-1", alias="schema")
-    legend: Legend
-    bands: tuple[str, ...]
-    fill: int
-    size: int
-    chips: int
-    zones: dict[str, ZoneGrid]
-    scenes: tuple[str, ...]
-    spec_sha256: str
-    table_sha256: str
+_SIZES = TypeAdapter(dict[str, int])
+_AGAIN = "delete it and run `terrafine label SPEC` again"
 
 
 @dataclass(frozen=True)
 class ChipStore:
-    """Chips on disk; arrays are read chunk by chunk when asked for.
+    """Chips on disk or in a bucket; of a crop only the chunks it touches are read.
 
-    ``table``: one row per chip, in the arrays' order, with its footprint in EPSG:4326: ``id``,
-    ``zone``, ``crs``, ``row``, ``col`` (global pixel numbers), ``transform`` (a, b, c, d, e, f),
-    ``split`` ("train", "validation", or "overlap": in neither), ``share_<class>`` of all pixels,
-    ``missing_share`` (no image or no label), ``sources`` (scene names), ``sha256``.
+    ``table``: one row per chip, with its footprint in EPSG:4326: ``id``, ``position`` (slot in the
+    arrays), ``zone``, ``crs``, ``row``, ``col`` (global pixel numbers), ``transform`` (a, b, c, d,
+    e, f), ``split`` ("train", "validation", or "overlap": in neither), ``share_<class>`` of all
+    pixels, ``missing_share`` (no image or no label), ``nodata_share`` (no image), ``agreement``
+    (NaN until the filter stage, which writes the table anew), ``sources`` (scene names),
+    ``sha256``.
     """
 
-    path: Path
+    storage: Storage
     info: StoreInfo
     table: geopandas.GeoDataFrame
-    images: zarr.Array[Any]
-    labels: zarr.Array[Any]
+    positions: IntArray
+    shards: ShardReader
 
     @property
     def legend(self) -> Legend:
@@ -107,6 +88,15 @@ class ChipStore:
         """Indexes of the chips of one part of the split."""
         return np.flatnonzero((self.table["split"] == split).to_numpy())
 
+    def name(self, index: int) -> str:
+        """The id of a chip."""
+        return self._names[index]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """A list: a training's fingerprint asks for every one of them."""
+        return [str(name) for name in self.table["id"]]
+
     def crop(self, index: int, row: int, col: int, size: int) -> tuple[UInt16Array, UInt8Array]:
         """(image_CHW uint16, label_HW uint8 codes) of a square inside a chip.
 
@@ -119,11 +109,11 @@ class ChipStore:
 
     def image(self, index: int) -> UInt16Array:
         """image_CHW of a whole chip, uint16 in the sensor's numbers."""
-        return self._image(index, (slice(None), slice(None)))
+        return self._image(index, self._whole)
 
     def label(self, index: int) -> UInt8Array:
         """label_HW of a whole chip, uint8 legend codes, 0: none."""
-        return self._label(index, (slice(None), slice(None)))
+        return self._label(index, self._whole)
 
     def grid(self, index: int) -> PixelGrid:
         """The pixel grid a chip lies on."""
@@ -134,167 +124,133 @@ class ChipStore:
         row, col = (int(self.table[key].iloc[index]) for key in ("row", "col"))
         return Window(row, col, self.size, self.size)
 
-    def verify(self) -> None:
-        """Raise ChipStoreError naming the first chip whose pixels are not those once written."""
-        for index, expected in enumerate(self.table["sha256"]):
-            if chip_digest(self.image(index), self.label(index)) != expected:
-                raise ChipStoreError(
-                    f"{self.path}: chip {self.table['id'].iloc[index]} was edited after it was "
-                    "written (its SHA-256 differs); delete the store and run "
-                    "`terrafine label SPEC` again"
-                )
+    def class_shares(self) -> npt.NDArray[np.float64]:
+        """(chips, classes) share of every class of the legend on every chip."""
+        shares_NK = self.table[[f"share_{name}" for name in self.legend.names]].to_numpy(np.float64)
+        return cast(npt.NDArray[np.float64], shares_NK)
+
+    def verify(self, most: int | None = None) -> None:
+        """Raise ChipStoreError naming the first chip whose pixels are not those once written.
+
+        ``most``: check so many chips, spread evenly, instead of all. Pixels damaged by a disk are
+        found without it, whenever they are read; this is for pixels that someone changed.
+        """
+        step = 1 if most is None else max(1, -(-len(self) // most))
+        threads = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(self._verify_chip, range(0, len(self), step)):
+                pass
+
+    def _verify_chip(self, index: int) -> None:
+        digest = chip_digest(self.image(index), self.label(index))
+        if digest != self.table["sha256"].iloc[index]:
+            raise ChipStoreError(
+                f"{self.storage}: chip {self.name(index)} was edited after it was written (its "
+                "SHA-256 differs); delete the store and run `terrafine label SPEC` again"
+            )
+
+    @property
+    def _whole(self) -> tuple[slice, slice]:
+        return slice(0, self.size), slice(0, self.size)
 
     def _image(self, index: int, part: tuple[slice, slice]) -> UInt16Array:
-        return cast(UInt16Array, self._pixels(self.images, index, (index, slice(None), *part)))
+        return cast(UInt16Array, self._pixels("image", index, part))
 
     def _label(self, index: int, part: tuple[slice, slice]) -> UInt8Array:
-        return cast(UInt8Array, self._pixels(self.labels, index, (index, *part)))
+        return cast(UInt8Array, self._pixels("label", index, part))
 
-    def _pixels(self, array: zarr.Array[Any], index: int, where: Any) -> npt.NDArray[Any]:
+    def _pixels(self, name: str, index: int, part: tuple[slice, slice]) -> npt.NDArray[Any]:
         try:
-            return np.asarray(array[where])
-        except _DAMAGE as error:
+            return self.shards.read(name, int(self.positions[index]), *part)
+        except DAMAGE as error:
             raise ChipStoreError(
-                f"{self.path}: {array.basename} of chip {self.table['id'].iloc[index]} cannot be "
-                f"read ({error}); the store is damaged, delete it and run `terrafine label SPEC` "
-                "again"
+                f"{self.storage}: {name} of chip {self.name(index)} cannot be read ({error}); "
+                f"if the store is damaged, {_AGAIN}"
             ) from error
 
 
 def chip_digest(image_CHW: UInt16Array, label_HW: UInt8Array) -> str:
     """SHA-256 of a chip's pixels, image (little-endian, band by band) then label."""
-    digest = hashlib.sha256(np.ascontiguousarray(image_CHW, "<u2").tobytes())
-    digest.update(np.ascontiguousarray(label_HW, np.uint8).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(image_CHW, "<u2").data)
+    digest.update(np.ascontiguousarray(label_HW, np.uint8).data)
     return digest.hexdigest()
 
 
-class ChipWriter:
-    """Fills the arrays of a new store one chip after the other."""
+def open_chips(location: str | Path | Storage) -> ChipStore:
+    """Open a chip store at a path or URL; the shards are listed once and no pixel is read.
 
-    def __init__(self, folder: Path, *, capacity: int, bands: int, size: int) -> None:
-        """``capacity``: the largest number of chips; :meth:`close` cuts away what stayed empty."""
-        self._folder = folder
-        self._count = 0
-        root = zarr.create_group(folder)
-        self._images = _create(root, "image", (capacity, bands, size, size), np.uint16)
-        self._labels = _create(root, "label", (capacity, size, size), np.uint8)
-
-    def append(self, image_CHW: UInt16Array, label_HW: UInt8Array) -> str:
-        """Write one chip and return its digest."""
-        self._images[self._count] = image_CHW
-        self._labels[self._count] = label_HW
-        self._count += 1
-        return chip_digest(image_CHW, label_HW)
-
-    def close(self, table: geopandas.GeoDataFrame, info: dict[str, Any]) -> None:
-        """Write the table and, last of all, the attributes (those of :class:`StoreInfo`)."""
-        for array in (self._images, self._labels):
-            array.resize((self._count, *array.shape[1:]))
-        table_file = self._folder / _TABLE
-        table.to_parquet(table_file, index=False)
-        whole = StoreInfo(chips=self._count, table_sha256=_file_digest(table_file), **info)
-        attributes = whole.model_dump(mode="json", by_alias=True)
-        zarr.open_group(self._folder, mode="r+").attrs.put(attributes)
-
-
-def _create(
-    root: zarr.Group, name: str, shape: tuple[int, ...], dtype: type[np.generic]
-) -> zarr.Array[Any]:
-    """One shard per chip, so that a chip is one file and a crop reads a few chunks of it."""
-    chip = (1, *shape[1:])
-    chunk = (*chip[:-2], *(min(side, _CHUNK) for side in chip[-2:]))
-    return root.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunk,
-        shards=chip,
-        compressors=ZstdCodec(level=3, checksum=True),
-        fill_value=0,
-        dimension_names=("chip", "band", "y", "x") if len(shape) == 4 else ("chip", "y", "x"),
-        # An all-zero chip is written too: what is not there was never written.
-        config={"write_empty_chunks": True},
-    )
-
-
-@contextmanager
-def new_store(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` when all went well and disappears otherwise.
-
-    An earlier chip store at ``path`` is replaced. ChipStoreError when something else is there, or
-    when the folder cannot be written (no permission, disk full).
+    ChipStoreError when it is missing, not finished, incomplete (naming the shard), edited, or of
+    another kind; StorageError when the place cannot be reached.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        if path.exists() and not (path / _TABLE).is_file():
-            raise ChipStoreError(f"{path}: is there and is no chip store; choose another folder")
-        if partial.exists():  # a killed run's
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except OSError as error:
+    storage = location if isinstance(location, Storage) else Storage.at(location)
+    here = storage.path is None or storage.path.is_dir()
+    found = {name: storage.read(name) for name in ("zarr.json", TABLE, SHARDS)} if here else {}
+    root, table, shards = (found.get(name) for name in ("zarr.json", TABLE, SHARDS))
+    if root is None or table is None or shards is None:
         raise ChipStoreError(
-            f"{path}: the chip store cannot be written to {path.parent} "
-            f"({error.strerror or error}); free space there or choose another folder"
-        ) from error
-    finally:
-        # rename took it away when all went well; an unreachable folder has nothing to remove
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def open_chips(path: Path) -> ChipStore:
-    """Open a chip store; ChipStoreError when it is missing, incomplete, edited or of another kind.
-
-    Pixels are checked by :meth:`ChipStore.verify` only, which reads them all.
-    """
-    if not (path / "zarr.json").is_file() or not (path / _TABLE).is_file():
-        raise ChipStoreError(f"{path}: no chip store here; run `terrafine label SPEC` first")
+            f"{storage}: no chip store here, or its building has not come to an end; run "
+            "`terrafine label SPEC` first"
+        )
     try:
-        root = zarr.open_group(path, mode="r")
-        info = StoreInfo.model_validate(dict(root.attrs))
-        images, labels = root["image"], root["label"]
-        table = geopandas.read_parquet(path / _TABLE)
+        group = zarr.open_group(ObjectStore(storage.store, read_only=True), mode="r")
+        info = StoreInfo.model_validate(dict(group.attrs))
+        arrays = open_arrays(storage, "r")
+        store = _store(storage, info, table, shards)
     except ValidationError as error:
         problem = error.errors()[0]
         raise ChipStoreError(
-            f"{path}: not a chip store of this version: {'.'.join(map(str, problem['loc']))}: "
-            f"{problem['msg']}; delete it and run `terrafine label SPEC` again"
+            f"{storage}: not a chip store of this version: {'.'.join(map(str, problem['loc']))}: "
+            f"{problem['msg']}; {_AGAIN}"
         ) from error
-    except (*_DAMAGE, ArrowException) as error:
-        raise ChipStoreError(
-            f"{path}: the chip store is damaged ({error}); delete it and run "
-            "`terrafine label SPEC` again"
-        ) from error
-    assert isinstance(images, zarr.Array)
-    assert isinstance(labels, zarr.Array)
-    store = ChipStore(path, info, table, images, labels)
+    except ChipStoreError:
+        raise
+    except (*DAMAGE, ArrowException) as error:
+        raise ChipStoreError(f"{storage}: the chip store is damaged ({error}); {_AGAIN}") from error
+    require_arrays(storage, arrays.items(), info)
     _require_complete(store)
     return store
 
 
+def _store(storage: Storage, info: StoreInfo, table: bytes, shards: bytes) -> ChipStore:
+    digests = {TABLE: (table, info.table_sha256), SHARDS: (shards, info.shards_sha256)}
+    for name, (data, expected) in digests.items():
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ChipStoreError(
+                f"{storage}: {name} was edited or damaged after it was written; {_AGAIN}"
+            )
+    rows = geopandas.read_parquet(io.BytesIO(table))
+    return ChipStore(
+        storage=storage,
+        info=info,
+        table=rows,
+        positions=rows["position"].to_numpy(np.intp),
+        shards=ShardReader(
+            storage, bands=len(info.bands), size=info.size, shards=_SIZES.validate_json(shards)
+        ),
+    )
+
+
 def _require_complete(store: ChipStore) -> None:
-    remedy = "delete it and run `terrafine label SPEC` again"
-    if _file_digest(store.path / _TABLE) != store.info.table_sha256:
-        raise ChipStoreError(f"{store.path}: {_TABLE} was edited after it was written; {remedy}")
-    image_shape = (len(store), store.bands, store.size, store.size)
-    label_shape = (len(store), store.size, store.size)
-    if store.images.shape != image_shape or store.labels.shape != label_shape:
+    if len(store.table) != len(store):
         raise ChipStoreError(
-            f"{store.path}: image {store.images.shape} and label {store.labels.shape} do not hold "
-            f"the {len(store)} chips of the table; {remedy}"
+            f"{store.storage}: the table names {len(store.table)} chips, the store holds "
+            f"{len(store)}; {_AGAIN}"
         )
-    for index in range(len(store)):
-        for name, key in (("image", "0/0/0"), ("label", "0/0")):
-            if not (store.path / name / "c" / str(index) / key).is_file():
+    expected = store.shards.shards
+    present = store.storage.sizes("image") | store.storage.sizes("label")
+    for group in groups_of(store.positions).tolist():
+        for name in (shard_name("image", group), shard_name("label", group)):
+            if name not in present:
                 raise ChipStoreError(
-                    f"{store.path}: incomplete: the {name} of chip "
-                    f"{store.table['id'].iloc[index]} is not there; {remedy}"
+                    f"{store.storage}: incomplete: shard {name} is not there "
+                    f"({_missing(expected, present)}); {_AGAIN}"
+                )
+            if present[name] != expected[name]:
+                raise ChipStoreError(
+                    f"{store.storage}: shard {name} has {present[name]} bytes, "
+                    f"{expected[name]} were written; {_AGAIN}"
                 )
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _missing(expected: Mapping[str, int], present: Mapping[str, int]) -> str:
+    return f"{len(set(expected) - set(present))} of {len(expected)} are missing"

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from kfp import local
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import TaskID
 
 from pipelines.land_cover_map import land_cover_map
@@ -132,6 +133,11 @@ class Watcher:
     def _draw(self, event: dict[str, Any]) -> None:
         if "stage" in event:
             self._stage(event)
+            return
+        if "warning" in event:
+            self._bars.console.print(f"[yellow]![/] {escape(event['warning'])}")
+            return
+        if "name" not in event:
             return
         task = self._tasks.get(event["name"])
         if task is None:

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from terrafine import __version__
-from terrafine.cli import assess, dataset, legend, model, run, spec, stages
+from terrafine.cli import assess, compare, dataset, landscape, legend, model, run, spec, stages
 from terrafine.errors import TerrafineError, explain
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("run")(run.run)
 app.command("demo")(run.demo)
 stages.register(app)
 app.command("assess")(assess.command)
+app.command("compare")(compare.compare)
+app.command("landscape")(landscape.command)
 app.add_typer(spec.app, name="spec")
 app.add_typer(model.app, name="model")
 app.add_typer(legend.app, name="legend")

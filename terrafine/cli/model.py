@@ -18,12 +18,17 @@ app = typer.Typer(no_args_is_help=True, help="Networks.")
 
 @app.command()
 def info(
-    arch: Annotated[str, typer.Option(help="hrnet_w<C>, C the width of the finest branch")] = (
-        "hrnet_w24"
-    ),
+    arch: Annotated[
+        str,
+        typer.Option(
+            help="hrnet_w<width of the finest branch>, unet_w<width of the finest level> or "
+            "fcdensenet64_k<growth>"
+        ),
+    ] = "hrnet_w24",
     bands: Annotated[int, typer.Option(min=1, help="input bands")] = 4,
     classes: Annotated[int, typer.Option(min=2, help="outputs")] = 7,
-    stem_strides: Annotated[str, typer.Option(help="of the two first convolutions")] = "2,1",
+    stem_strides: Annotated[str, typer.Option(help="of HRNet's two first convolutions")] = "2,1",
+    stem_channels: Annotated[int, typer.Option(min=4, help="of HRNet's stem and first stage")] = 64,
     first_norm: Annotated[
         Literal["instance", "batch"], typer.Option(help="norm after the first convolution")
     ] = "instance",
@@ -31,7 +36,8 @@ def info(
 ) -> None:
     """Parameters, cost and receptive field of a network.
 
-    Example: `terrafine model info --arch hrnet_w24 --bands 4 --classes 10 --json`
+    Examples: `terrafine model info --arch hrnet_w24 --bands 4 --classes 10 --json`,
+    `terrafine model info --arch unet_w64`, `terrafine model info --arch fcdensenet64_k12`
     """
     try:
         first, second = (int(part) for part in stem_strides.split(","))
@@ -40,7 +46,12 @@ def info(
             f"--stem-strides {stem_strides!r}: give two numbers, for example 2,1"
         ) from error
     found = describe(
-        arch, bands=bands, classes=classes, stem_strides=(first, second), first_norm=first_norm
+        arch,
+        bands=bands,
+        classes=classes,
+        stem_strides=(first, second),
+        first_norm=first_norm,
+        stem_channels=stem_channels,
     )
     if as_json:
         typer.echo(json.dumps(found))

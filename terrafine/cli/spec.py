@@ -11,7 +11,7 @@ from rich.table import Table
 
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument
 from terrafine.errors import SpecError
-from terrafine.models import describe
+from terrafine.models import describe_spec
 from terrafine.spec import MapSpec, data_root, load_spec, resolve_in
 
 app = typer.Typer(no_args_is_help=True, help="Check and describe specs.")
@@ -61,13 +61,7 @@ def named_files(spec: MapSpec) -> list[str]:
 
 def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
     legend = spec.resolve_legend()
-    network = describe(
-        spec.model.arch,
-        bands=len(spec.imagery.bands),
-        classes=len(legend.classes),
-        stem_strides=spec.model.stem_strides,
-        first_norm=spec.model.first_norm,
-    )
+    network = describe_spec(spec.model, bands=len(spec.imagery.bands), classes=len(legend.classes))
     training, mapping, reference = spec.training, spec.map, spec.assess.reference
     scenes = len(spec.imagery.scenes)
     rows = {

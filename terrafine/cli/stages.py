@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serving.engines import on_engines
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.progress import figures
 from terrafine.stages import ENGINE, Job, Manifest
@@ -117,7 +118,7 @@ _NAMES = {"filter_chips": "filter", "map_scenes": "map"}
 def run_stage(job: Job, name: str, as_json: bool) -> Manifest:
     """Run one stage and print what it made."""
     before = ENGINE.find(job, name)
-    done = ENGINE.run(job, name)
+    done = ENGINE.run(on_engines(job), name)
     if as_json:
         typer.echo(done.model_dump_json(indent=2))
         return done

@@ -55,7 +55,7 @@ def coarse_product(
     labelled_HW = majority_HW != NO_CLASS
     write_geotiff(
         out,
-        _from_glc10(legend)[product_HW],
+        glc10_codes(legend)[product_HW],
         grid,
         window,
         nodata=0,
@@ -99,7 +99,7 @@ def confuse(
     return product_HW
 
 
-def _from_glc10(legend: Legend) -> UInt8Array:
+def glc10_codes(legend: Legend) -> UInt8Array:
     """(256,) legend code -> FROM-GLC10's first code for it; 0, its nodata, for 0."""
     table = np.zeros(256, np.uint8)
     for code, target in sorted(CROSSWALKS["FROM-GLC10"].mapping.items(), reverse=True):

@@ -64,6 +64,9 @@ class BundleInfo(BaseModel):
         The provenance is left out, so that training again to the same weights is the same model.
         """
         data = self.model_dump(mode="json", exclude={"provenance"})
+        # a key younger than the format: bundles from before it keep the id they were released by
+        if self.model.stem_channels == ModelSpec.model_fields["stem_channels"].default:
+            del data["model"]["stem_channels"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,21 @@
 """Networks: plain torch, from raw sensor numbers to logits."""
 
 from terrafine.models.build import build_network
-from terrafine.models.describe import describe
+from terrafine.models.describe import describe, describe_spec
+from terrafine.models.fcdensenet import FCDenseNet
 from terrafine.models.hrnet import HRNet
+from terrafine.models.layers import Network
 from terrafine.models.raw import RawInput, RawModel
+from terrafine.models.unet import UNet
 
-__all__ = ["HRNet", "RawInput", "RawModel", "build_network", "describe"]
+__all__ = [
+    "FCDenseNet",
+    "HRNet",
+    "Network",
+    "RawInput",
+    "RawModel",
+    "UNet",
+    "build_network",
+    "describe",
+    "describe_spec",
+]

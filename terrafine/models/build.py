@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 import torch
 
 from terrafine.errors import ModelError
+from terrafine.models.fcdensenet import FCDenseNet
 from terrafine.models.hrnet import HRNet
+from terrafine.models.layers import Network
+from terrafine.models.unet import UNet
 from terrafine.spec import ModelSpec
 
 
-def build_network(model: ModelSpec, *, bands: int, classes: int, seed: int = 0) -> HRNet:
+def _hrnet(model: ModelSpec, bands: int, classes: int, width: int) -> Network:
+    return HRNet(
+        bands,
+        classes,
+        width=width,
+        stem_strides=model.stem_strides,
+        first_norm=model.first_norm,
+        stem_channels=model.stem_channels,
+    )
+
+
+def _unet(model: ModelSpec, bands: int, classes: int, width: int) -> Network:
+    return UNet(bands, classes, width=width, first_norm=model.first_norm)
+
+
+def _fcdensenet64(model: ModelSpec, bands: int, classes: int, growth: int) -> Network:
+    return FCDenseNet(bands, classes, growth=growth, first_norm=model.first_norm)
+
+
+# What stands before the number of an architecture -> how it is built with that number.
+FAMILIES: Mapping[str, Callable[[ModelSpec, int, int, int], Network]] = {
+    "hrnet_w": _hrnet,
+    "unet_w": _unet,
+    "fcdensenet64_k": _fcdensenet64,
+}
+KNOWN = "hrnet_w<width>, unet_w<width>, fcdensenet64_k<growth>"
+
+
+def build_network(model: ModelSpec, *, bands: int, classes: int, seed: int = 0) -> Network:
     """The network of ``model`` with first weights drawn from ``seed``.
 
     The same seed gives the same weights, and torch's own random state is left as it was.
     Raises ModelError for an architecture that is not known.
     """
-    found = re.fullmatch(r"hrnet_w([1-9][0-9]*)", model.arch)
+    found = re.fullmatch(rf"({'|'.join(FAMILIES)})([1-9][0-9]*)", model.arch)
     if found is None:
-        raise ModelError(f"architecture {model.arch!r} is unknown; known: hrnet_w<width>")
+        raise ModelError(f"architecture {model.arch!r} is unknown; known: {KNOWN}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return HRNet(
-            bands,
-            classes,
-            width=int(found[1]),
-            stem_strides=model.stem_strides,
-            first_norm=model.first_norm,
-        )
+        return FAMILIES[found[1]](model, bands, classes, int(found[2]))

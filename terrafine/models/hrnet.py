@@ -13,58 +13,29 @@ the coupled channels by type.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from terrafine.errors import ModelError
+from terrafine.models.layers import (
+    BatchNorm,
+    FirstNorm,
+    Network,
+    Sliding,
+    conv_norm,
+    initialise,
+    norm_of,
+    resize,
+)
 
 Strides = tuple[int, int]
-FirstNorm = Literal["instance", "batch"]
 
 STEM_CHANNELS = 64
-BOTTLENECK_CHANNELS = 64
 BOTTLENECK_EXPANSION = 4
 BLOCKS = 4
 # Exchange modules in stages 2, 3 and 4.
 STAGE_MODULES = (1, 4, 3)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that also trains on a single value per channel.
-
-    The last batch of an epoch may be one small crop, whose coarsest branch is one pixel: it has
-    no variance, and torch refuses it. Such a batch is normalised by the running statistics, which
-    it leaves as they are.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
-        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
-            return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
-        return super().forward(input)
-
-
-def conv_norm(
-    inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, relu: bool = True
-) -> nn.Sequential:
-    """Convolution without bias, batch norm and, where asked for, ReLU; size kept at stride 1."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    layers: list[nn.Module] = [conv, BatchNorm(outputs)]
-    if relu:
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear to ``size`` (height, width), pixel centres kept in place."""
-    if x.shape[-2] == size[0] and x.shape[-1] == size[1]:
-        return x
-    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class Residual(nn.Module):
@@ -82,13 +53,13 @@ class Residual(nn.Module):
         return out
 
 
-def bottleneck(inputs: int) -> Residual:
-    """1x1, 3x3, 1x1 convolutions to 256 channels."""
-    outputs = BOTTLENECK_CHANNELS * BOTTLENECK_EXPANSION
+def bottleneck(inputs: int, width: int) -> Residual:
+    """1x1, 3x3, 1x1 convolutions of ``width`` channels, to four times as many."""
+    outputs = width * BOTTLENECK_EXPANSION
     body = nn.Sequential(
-        conv_norm(inputs, BOTTLENECK_CHANNELS, kernel=1),
-        conv_norm(BOTTLENECK_CHANNELS, BOTTLENECK_CHANNELS),
-        conv_norm(BOTTLENECK_CHANNELS, outputs, kernel=1, relu=False),
+        conv_norm(inputs, width, kernel=1),
+        conv_norm(width, width),
+        conv_norm(width, outputs, kernel=1, relu=False),
     )
     same = inputs == outputs
     return Residual(
@@ -193,13 +164,14 @@ class Stage(nn.Module):
         return out
 
 
-class HRNet(nn.Module):
+class HRNet(Network):
     """HRNetV2 for segmentation (Dong et al. 2020, section 3.2).
 
     Parameters: ``bands`` and ``classes`` of input and output; ``width`` C of the finest branch;
     ``stem_strides`` of the two stem convolutions: (2, 1) is the paper's and keeps the finest
     branch at half the input's resolution, (2, 2) costs a quarter; ``first_norm`` after the first
-    convolution ("instance" in the paper: it takes out what differs from image to image).
+    convolution ("instance" in the paper: it takes out what differs from image to image);
+    ``stem_channels`` of the stem and of the bottlenecks after it (64 in the paper).
     """
 
     def __init__(
@@ -209,29 +181,26 @@ class HRNet(nn.Module):
         width: int = 24,
         stem_strides: Strides = (2, 1),
         first_norm: FirstNorm = "instance",
+        stem_channels: int = STEM_CHANNELS,
     ) -> None:
         super().__init__()
-        if min(bands, classes, width) < 1:
+        if min(bands, classes, width, stem_channels) < 1:
             raise ModelError(
-                f"HRNet with {bands} bands, {classes} classes and width {width} cannot be built; "
-                "each must be at least 1"
+                f"HRNet with {bands} bands, {classes} classes, width {width} and {stem_channels} "
+                "stem channels cannot be built; each must be at least 1"
             )
         channels = tuple(width * 2**i for i in range(len(STAGE_MODULES) + 1))
-        wide = BOTTLENECK_CHANNELS * BOTTLENECK_EXPANSION
-        norm = (
-            nn.InstanceNorm2d(STEM_CHANNELS, affine=True)
-            if first_norm == "instance"
-            else BatchNorm(STEM_CHANNELS)
-        )
+        wide = stem_channels * BOTTLENECK_EXPANSION
         self.output_stride = stem_strides[0] * stem_strides[1]
         self.stem = nn.Sequential(
-            nn.Conv2d(bands, STEM_CHANNELS, 3, stem_strides[0], padding=1, bias=False),
-            norm,
+            nn.Conv2d(bands, stem_channels, 3, stem_strides[0], padding=1, bias=False),
+            norm_of(first_norm, stem_channels),
             nn.ReLU(inplace=True),
-            conv_norm(STEM_CHANNELS, STEM_CHANNELS, stride=stem_strides[1]),
+            conv_norm(stem_channels, stem_channels, stride=stem_strides[1]),
         )
         self.stage1 = nn.Sequential(
-            bottleneck(STEM_CHANNELS), *(bottleneck(wide) for _ in range(BLOCKS - 1))
+            bottleneck(stem_channels, stem_channels),
+            *(bottleneck(wide, stem_channels) for _ in range(BLOCKS - 1)),
         )
         self.stage2 = Stage((wide,), channels[:2], STAGE_MODULES[0])
         self.stage3 = Stage(channels[:2], channels[:3], STAGE_MODULES[1])
@@ -241,7 +210,8 @@ class HRNet(nn.Module):
         self.head = nn.Sequential(
             nn.Conv2d(total, total, 1), BatchNorm(total), nn.ReLU(inplace=True), classifier
         )
-        self._initialise(classifier)
+        initialise(self, classifier)
+        self._start_as_identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised image (N, bands, H, W) float -> logits (N, classes, H, W).
@@ -256,7 +226,7 @@ class HRNet(nn.Module):
         logits = self.head(torch.cat([resize(branch, size) for branch in branches], dim=1))
         return resize(logits, x.shape[-2:])
 
-    def deepest_path(self) -> Iterator[nn.Conv2d]:
+    def deepest_path(self) -> Iterator[Sliding]:
         """The convolutions from the input to the coarsest branch, which sees farthest.
 
         Shortcuts of 1x1 are among them; they see no neighbours and do not count.
@@ -270,17 +240,12 @@ class HRNet(nn.Module):
         for part in parts:
             yield from (m for m in part.modules() if isinstance(m, nn.Conv2d))
 
-    def _initialise(self, classifier: nn.Conv2d) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        # Without this the first logits are large at random, and so is the loss.
-        nn.init.normal_(classifier.weight, std=0.01)
-        # Residual blocks start as the identity (Goyal et al. 2017, section 5.1). Without it the
-        # running statistics of the first few hundred steps, compounded over 40 blocks, give
-        # logits of 10^13 in evaluation; small scenes are trained for no more steps than that.
+    def _start_as_identity(self) -> None:
+        """Residual blocks start as the identity (Goyal et al. 2017, section 5.1).
+
+        Without it the running statistics of the first few hundred steps, compounded over 40
+        blocks, give logits of 10^13 in evaluation; small scenes are trained for no more steps.
+        """
         for module in self.modules():
             if isinstance(module, Residual):
                 *_, last = (m for m in module.body.modules() if isinstance(m, BatchNorm))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,7 +23,7 @@ _BLOCK = 512
 
 def write_geotiff(
     path: Path,
-    array_HW: npt.NDArray[Any],
+    array: npt.NDArray[Any],
     grid: PixelGrid,
     window: Window,
     *,
@@ -31,23 +31,28 @@ def write_geotiff(
     legend: Legend | None,
     overviews: bool = True,
     tags: Mapping[str, str] | None = None,
-    description: str = "land cover",
+    description: str | Sequence[str] = "land cover",
 ) -> None:
     """Write a map as a cloud-optimised GeoTIFF that GDAL and QGIS draw in the legend's colours.
 
-    ``array_HW``: integers that cover ``window`` of ``grid``. With a legend (then uint8) come a
-    colour table, and the class names in a ``.aux.xml`` beside the file, where GDAL looks for
-    them. Overviews hold the most frequent class, or the nearest pixel without a legend. The file
-    appears whole or not at all; RasterError names the folder when it cannot be written.
+    ``array``: integers that cover ``window`` of ``grid``, (H, W), or (C, H, W) for an image with
+    a ``description`` for each band. With a legend (then uint8, one band) come a colour table, and
+    the class names in a ``.aux.xml`` beside the file, where GDAL looks for them. Overviews hold
+    the most frequent class, or the nearest pixel without a legend. The file appears whole or not
+    at all; RasterError names the folder when it cannot be written.
     """
-    if array_HW.shape != window.shape:
-        raise ValueError(f"array {array_HW.shape} does not cover window {window.shape}")
+    array_CHW = array if array.ndim == 3 else array[None]
+    descriptions = [description] if isinstance(description, str) else list(description)
+    if array_CHW.shape != (len(descriptions), *window.shape):
+        raise ValueError(
+            f"array {array.shape} does not cover window {window.shape} in {len(descriptions)} bands"
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tif")
     sidecar, new_sidecar = _sidecar(path), _sidecar(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(
-            temporary, array_HW, grid, window, nodata, legend, overviews, tags or {}, description
+            temporary, array_CHW, grid, window, nodata, legend, overviews, tags or {}, descriptions
         )
         require_raster(temporary)  # GDAL does not report every write that a full disk refused
         if legend is None:
@@ -70,14 +75,14 @@ def write_geotiff(
 
 def _write(
     path: Path,
-    array_HW: npt.NDArray[Any],
+    array_CHW: npt.NDArray[Any],
     grid: PixelGrid,
     window: Window,
     nodata: int | None,
     legend: Legend | None,
     overviews: bool,
     tags: Mapping[str, str],
-    description: str,
+    descriptions: Sequence[str],
 ) -> None:
     options = {
         "compress": "DEFLATE",
@@ -93,8 +98,8 @@ def _write(
             path,
             "w",
             driver="COG",
-            dtype=array_HW.dtype,
-            count=1,
+            dtype=array_CHW.dtype,
+            count=len(array_CHW),
             height=window.height,
             width=window.width,
             crs=grid.crs,
@@ -103,8 +108,9 @@ def _write(
             **options,
         ) as dataset,
     ):
-        dataset.write(array_HW, 1)
-        dataset.set_band_description(1, description)
+        dataset.write(array_CHW)
+        for band, description in enumerate(descriptions, start=1):
+            dataset.set_band_description(band, description)
         dataset.update_tags(**tags)
         if legend is not None:
             colors = {code: tuple(rgba) for code, rgba in enumerate(legend.color_table.tolist())}

@@ -40,27 +40,34 @@ from terrafine.raster import (
 )
 from terrafine.spec import MapSpec, resolve_in
 from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
-from terrafine.stages.label import scene_files
+from terrafine.stages.held_out import HeldOutWriter, ReadMap
+from terrafine.stages.label import chips_place, scene_files
 from terrafine.training import choose_device
 
 Reference = ClassRaster | Points
-ReadMap = Callable[[Window], UInt8Array]
 
 EVIDENCE = TypeAdapter(GateEvidence)
+
+HELD_OUT = "held_out.zip"
 
 # Windows whose prediction is kept while neighbouring cells ask for them again as their halo.
 _REMEMBERED = 64
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    store = open_chips(job.output(needed["label"], "chips"))
+    store = open_chips(chips_place(job, needed["label"]))
     candidate = _predictor(job, store, job.output(needed["train"], "model"))
     labels = open_class_raster(job.spec.labels, store.legend, job.data)
 
     def product(mosaic: Mosaic) -> ReadMap:
         return partial(labels.read, mosaic.grid)
 
-    samples = sample_map(job, store, partial(_on_demand, job.spec, candidate), product)
+    with HeldOutWriter(folder / HELD_OUT) as held_out:
+
+        def kept(mosaic: Mosaic) -> ReadMap:
+            return held_out.keep(mosaic.zone, _on_demand(job.spec, candidate, mosaic))
+
+        samples = sample_map(job, store, kept, product)
     map_report = report(job, samples, "map")
     product_report = report(job, samples.of_other(), "product")
     gain = paired(job, samples, "map", "product")
@@ -82,6 +89,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             "map_report": Path("map.json"),
             "product_report": Path("product.json"),
             "accuracy": Path("accuracy.md"),
+            "held_out": Path(HELD_OUT),
         },
         {
             "model": read_info(job.output(needed["train"], "model")).digest,

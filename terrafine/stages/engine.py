@@ -26,9 +26,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import terrafine
+from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.progress import announce
 from terrafine.spec import MapSpec, data_root, load_spec, parse_spec, resolve_in
+from terrafine.stages.fit import Trainer, fit
 
 T = TypeVar("T")
 Metric = float | int | str
@@ -73,11 +75,14 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """A spec, where its data are, and where results go."""
+    """A spec, where its data are, where results go, and which engine carries out a training and
+    (for the number of workers the spec wants) builds chips."""
 
     spec: MapSpec
     data: Path
     workdir: Path
+    trainer: Trainer = fit
+    chip_runner: Callable[[int], BuildRunner] = local_runner
 
     @classmethod
     def open(cls, spec_file: Path, *, data: Path | None, workdir: Path | None) -> Job:

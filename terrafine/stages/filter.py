@@ -5,57 +5,75 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import torch
-from pydantic import BaseModel, TypeAdapter
+from pyarrow import ArrowException
 
-from terrafine.chips import agreement, open_chips
+from terrafine.chips import TRAIN, ChipStore, agreement, open_chips, parquet
+from terrafine.errors import StageError
 from terrafine.export import load_bundle
+from terrafine.models import RawModel
 from terrafine.progress import progress
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.label import chips_place
 from terrafine.training import choose_device
 
-
-class FilteredChip(BaseModel):
-    """One training chip: the share of its labelled pixels on which model and product agree."""
-
-    index: int
-    agreement: float
-    kept: bool
-
-
-CHIPS = TypeAdapter(list[FilteredChip])
+_TABLE = "chips.parquet"
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    store = open_chips(job.output(needed["label"], "chips"))
+    store = open_chips(chips_place(job, needed["label"]))
     model, _ = load_bundle(
         job.output(needed["train-preliminary"], "model"), legend=job.spec.resolve_legend()
     )
-    device = choose_device(job.spec.training.device)
+    table = store.table.copy()
+    chosen = store.indexes(TRAIN)
+    values = _agreements(store, model, chosen.tolist(), choose_device(job.spec.training.device))
+    table.loc[chosen, "agreement"] = values
+    table["kept"] = table["agreement"] >= job.spec.filter.min_agreement
+    (folder / _TABLE).write_bytes(parquet(table))
+    kept = int(table["kept"].sum())
+    return Outcome(
+        {"chips": Path(_TABLE)},
+        {
+            "chips": len(chosen),
+            "kept": kept,
+            "dropped": len(chosen) - kept,
+            "mean_agreement": round(float(np.mean(values)), 4),
+        },
+    )
+
+
+def _agreements(
+    store: ChipStore, model: RawModel, indexes: list[int], device: torch.device
+) -> list[float]:
     model.to(device).eval()
-    floor = job.spec.filter.min_agreement
-    chips = []
-    indexes = store.indexes("train")
+    values = []
     with progress("filter", total=len(indexes), unit="chip") as task, torch.inference_mode():
-        for index in indexes.tolist():
+        for index in indexes:
             image_NCHW = torch.from_numpy(store.image(index)[None].astype(np.int32))
             best_HW = model(image_NCHW.to(device))[0].argmax(0).cpu().numpy()
             predicted_HW = store.legend.code_table[best_HW]
-            value = agreement(predicted_HW, store.label(index))
-            chips.append(FilteredChip(index=index, agreement=value, kept=value >= floor))
-            task.advance(agreement=value)
-    (folder / "agreement.json").write_bytes(CHIPS.dump_json(chips, indent=1))
-    kept = sum(chip.kept for chip in chips)
-    return Outcome(
-        {"agreement": Path("agreement.json")},
-        {
-            "chips": len(chips),
-            "kept": kept,
-            "dropped": len(chips) - kept,
-            "mean_agreement": round(float(np.mean([c.agreement for c in chips])), 4),
-        },
-    )
+            values.append(agreement(predicted_HW, store.label(index)))
+            task.advance(agreement=values[-1])
+    return values
+
+
+def filtered_chips(job: Job, manifest: Manifest) -> geopandas.GeoDataFrame:
+    """The chip store's table with ``agreement`` (NaN: no training chip) and ``kept``.
+
+    StageError when it is not as the filter stage wrote it.
+    """
+    path = job.output(manifest, "chips")
+    try:
+        table = geopandas.read_parquet(path)
+        return table.astype({"agreement": np.float64, "kept": bool})
+    except (OSError, ValueError, KeyError, ArrowException) as error:
+        raise StageError(
+            f"{path}: cannot be read back ({type(error).__name__}), it is not as it was "
+            "written; delete it and run again"
+        ) from error
 
 
 FILTER = Stage(

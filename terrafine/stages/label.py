@@ -11,6 +11,10 @@ from terrafine.chips import build_chips
 from terrafine.raster import check_overlap, open_class_raster, open_mosaics
 from terrafine.spec import MapSpec
 from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
+from terrafine.storage import Storage
+
+# Says where the chips are when they are not in the work directory.
+_POINTER = "chips.location"
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
@@ -19,7 +23,13 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     mosaics = open_mosaics(spec.imagery, job.data)
     labels = open_class_raster(spec.labels, legend, job.data)
     check_overlap(labels, list(mosaics.values()))
-    store = build_chips(folder / "chips", spec=spec, mosaics=mosaics, labels=labels)
+    store = build_chips(
+        _place(spec, folder),
+        spec=spec,
+        mosaics=mosaics,
+        labels=labels,
+        runner=job.chip_runner(spec.chips.workers),
+    )
     metrics: dict[str, Metric] = {
         "chips": len(store),
         "train": len(store.indexes("train")),
@@ -27,7 +37,23 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     }
     for name in legend.names:
         metrics[f"share_{name}"] = round(float(np.mean(store.table[f"share_{name}"])), 4)
-    return Outcome({"chips": Path("chips")}, metrics)
+    if spec.chips.storage is None:
+        return Outcome({"chips": Path("chips")}, metrics)
+    (folder / _POINTER).write_text(str(store.storage))
+    return Outcome({"chips": Path(_POINTER)}, metrics)
+
+
+def _place(spec: MapSpec, folder: Path) -> Storage:
+    """Where this digest's chips go."""
+    if spec.chips.storage is None:
+        return Storage.at(folder / "chips")
+    return Storage.at(spec.chips.storage) / f"chips-{folder.name.removesuffix('.partial')}"
+
+
+def chips_place(job: Job, manifest: Manifest) -> str:
+    """Path or URL of the chips that the label stage made."""
+    output = job.output(manifest, "chips")
+    return output.read_text() if output.is_file() else str(output)
 
 
 def scene_files(spec: MapSpec) -> list[str]:
@@ -41,4 +67,5 @@ LABEL = Stage(
     sections=("imagery", "labels", "chips"),
     files=lambda spec: [*scene_files(spec), spec.labels.file],
     work=_work,
+    resumable=True,
 )

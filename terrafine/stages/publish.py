@@ -31,7 +31,7 @@ from terrafine.raster import Mosaic, open_mosaics, write_geotiff
 from terrafine.spec import MapSpec
 from terrafine.stages.assess import report, sample_map
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
-from terrafine.stages.label import scene_files
+from terrafine.stages.label import chips_place, scene_files
 from terrafine.stages.map import STORE
 from terrafine.stages.report import MapLayers, write_report
 
@@ -168,7 +168,7 @@ def _assess_release(
     job: Job, needed: Mapping[str, Manifest], store: MapStore, run: str
 ) -> AccuracyReport:
     """The accuracy of the map as it will be read, not of the network that made it."""
-    chips = open_chips(job.output(needed["label"], "chips"))
+    chips = open_chips(chips_place(job, needed["label"]))
     samples = sample_map(
         job,
         chips,

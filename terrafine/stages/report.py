@@ -26,7 +26,7 @@ from terrafine.publish import (
 from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster
 from terrafine.stages.assess import EVIDENCE, open_reference
 from terrafine.stages.engine import Job, Manifest, read_json, versions
-from terrafine.stages.filter import CHIPS
+from terrafine.stages.filter import filtered_chips
 from terrafine.training import EpochRecord
 
 Read = Callable[[Window], npt.NDArray[Any]]
@@ -60,7 +60,7 @@ def write_report(
     readers = _readers(job, mosaic, layers)
     view = _view(mosaic, mosaic.window, readers)
     evidence = read_json(job.output(needed["assess"], "evidence"), EVIDENCE)
-    agreement = read_json(job.output(needed["filter"], "agreement"), CHIPS)
+    agreement = filtered_chips(job, needed["filter"])["agreement"].to_numpy()
     data = ReportData(
         title=spec.publish.title or spec.name,
         created=datetime.now(UTC),
@@ -76,7 +76,7 @@ def write_report(
         gate=read_json(job.output(needed["gate"], "decision"), TypeAdapter(GateDecision)),
         preliminary_history=_history(job, needed["train-preliminary"]),
         history=_history(job, needed["train"]),
-        agreement=np.array([chip.agreement for chip in agreement], np.float64),
+        agreement=agreement[np.isfinite(agreement)],
         agreement_threshold=spec.filter.min_agreement,
         notes=spec.publish.notes,
         provenance=_provenance(job, needed, layers),

@@ -9,78 +9,112 @@ from pathlib import Path
 
 import numpy as np
 
-from terrafine.chips import ChipStore, band_statistics, open_chips
+from terrafine.chips import (
+    VALIDATION,
+    ChipStore,
+    band_statistics,
+    open_chips,
+    require_classes,
+)
 from terrafine.errors import TrainingError
 from terrafine.export import BundleInfo, save_bundle
-from terrafine.models import RawInput, RawModel, build_network
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
-from terrafine.stages.filter import CHIPS
-from terrafine.training import TrainingResult, train
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.filter import filtered_chips
+from terrafine.stages.fit import TrainingTask
+from terrafine.stages.label import chips_place
+from terrafine.storage import Storage
+from terrafine.training import STEPS, TrainingResult
+
+# Chips whose digests are checked before a training: 400 GB cannot be, and libzstd checks what is
+# read in any case.
+_VERIFIED = 256
+# takes checkpoints and curves until the training is finished
+_UNFINISHED = "training"
 
 
 def _preliminary(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    store = open_chips(job.output(needed["label"], "chips"))
+    store = open_chips(chips_place(job, needed["label"]))
     epochs = job.spec.training.preliminary_epochs or job.spec.training.epochs
     return _fit(job, folder, store, store.indexes("train").tolist(), epochs, "train preliminary")
 
 
 def _final(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    store = open_chips(job.output(needed["label"], "chips"))
-    chips = read_json(job.output(needed["filter"], "agreement"), CHIPS)
-    kept = [chip.index for chip in chips if chip.kept]
+    store = open_chips(chips_place(job, needed["label"]))
+    kept = np.flatnonzero(filtered_chips(job, needed["filter"])["kept"]).tolist()
     return _fit(job, folder, store, kept, job.spec.training.epochs, "train")
 
 
 def _fit(
     job: Job, folder: Path, store: ChipStore, chips: Sequence[int], epochs: int, heading: str
 ) -> Outcome:
-    spec, legend = job.spec, store.legend
-    store.verify()
+    store.verify(most=_VERIFIED)
     if not chips:
         raise TrainingError(
-            f"{spec.name}: no chip is left to train on; lower filter.min_agreement or "
+            f"{job.spec.name}: no chip is left to train on; lower filter.min_agreement or "
             "chips.max_missing"
         )
+    place = _storage(job, folder)
+    validation = store.indexes(VALIDATION).tolist()
+    require_classes(store, chips, validation)
     mean_C, std_C = band_statistics(store, np.asarray(chips))
-    network = build_network(
-        spec.model, bands=store.bands, classes=len(legend.classes), seed=spec.seed
-    )
-    model = RawModel(RawInput(mean_C.tolist(), std_C.tolist(), store.fill), network)
-    result = train(
-        store,
-        train=chips,
-        validation=store.indexes("validation").tolist(),
-        model=model,
-        legend=legend,
-        class_weights=spec.class_weights(),
-        spec=spec.training,
-        epochs=epochs,
-        seed=spec.seed,
-        checkpoints=folder / "checkpoints",
-        heading=heading,
-    )
-    model.load_state_dict(result.best_state)
-    info = BundleInfo(
-        model=spec.model,
-        bands=spec.imagery.bands,
-        scale=spec.imagery.scale,
-        fill=store.fill,
+    task = TrainingTask(
+        chips=store.storage.location,
+        train=tuple(chips),
+        validation=tuple(validation),
+        model=job.spec.model,
         mean=tuple(mean_C.tolist()),
         std=tuple(std_C.tolist()),
-        legend=legend,
+        fill=store.fill,
+        legend=store.legend,
+        class_weights=job.spec.class_weights(),
+        training=job.spec.training,
+        epochs=epochs,
+        seed=job.spec.seed,
+        storage=place.location,
+        run=f"{job.spec.name}/{folder.parent.name}",
+        heading=heading,
+    )
+    result = job.trainer(task)
+    _save(job, folder, task, result)
+    outcome = _outcome(folder, place, result, len(chips))
+    place.delete(place.names())
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+    return outcome
+
+
+def _save(job: Job, folder: Path, task: TrainingTask, result: TrainingResult) -> None:
+    model = task.build_model()
+    model.load_state_dict(result.best_state)
+    spec = job.spec
+    info = BundleInfo(
+        model=task.model,
+        bands=spec.imagery.bands,
+        scale=spec.imagery.scale,
+        fill=task.fill,
+        mean=task.mean,
+        std=task.std,
+        legend=task.legend,
         provenance={"run": spec.name, "spec": spec.digest(), "best_epoch": result.best_epoch},
     )
     save_bundle(folder / "model", model, info)
-    shutil.rmtree(folder / "checkpoints")
-    return _outcome(folder, result, len(chips))
 
 
-def _outcome(folder: Path, result: TrainingResult, chips: int) -> Outcome:
+def _storage(job: Job, folder: Path) -> Storage:
+    """A folder of this stage's own, the same one when the stage is run again."""
+    shared = job.spec.training.storage
+    if shared is None:
+        return Storage.at(folder / _UNFINISHED)
+    root = Storage.at(shared if "://" in shared else job.workdir / shared)
+    return root / job.spec.name / folder.parent.name / folder.name.removesuffix(".partial")
+
+
+def _outcome(folder: Path, place: Storage, result: TrainingResult, chips: int) -> Outcome:
     history = [record.model_dump() for record in result.history]
     (folder / "history.json").write_text(json.dumps(history, indent=1))
+    (folder / STEPS).write_bytes(place.read(STEPS) or b"")
     best = result.history[result.best_epoch - 1]
     return Outcome(
-        {"model": Path("model"), "history": Path("history.json")},
+        {"model": Path("model"), "history": Path("history.json"), "steps": Path(STEPS)},
         {
             "chips": chips,
             "epochs": len(history),

@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from terrafine.legend import Legend, UInt8Array
+from terrafine.errors import TrainingError
+from terrafine.legend import NO_CLASS, Legend, UInt8Array
+from terrafine.training.loss import IGNORED
 
 UInt16Array = npt.NDArray[np.uint16]
 # (image_CHW uint16 in raw numbers, target_HW uint8: output index, 255 ignored)
-Example = tuple[Tensor, Tensor]
+Example = tuple[UInt16Array, UInt8Array]
+# The same of several examples: (image_NCHW, target_NHW)
+Batch = tuple[Tensor, Tensor]
 
 SYMMETRIES = 8
 
@@ -38,6 +41,22 @@ class ChipSource(Protocol):
         """``size`` x ``size`` pixels of chip ``index`` from (row, col): image_CHW, label_HW."""
         ...
 
+    def name(self, index: int) -> str:
+        """What people call chip ``index``, for messages."""
+        ...
+
+
+class Examples(Protocol):
+    """Numbered examples for a network."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, position: int) -> Example:
+        """The example at ``position``; TrainingError when its pixels cannot be used."""
+        ...
+
 
 def symmetry(image_HW: npt.NDArray[Any], which: int) -> npt.NDArray[Any]:
     """One of the eight symmetries of the square on the last two axes; 0 changes nothing."""
@@ -46,11 +65,11 @@ def symmetry(image_HW: npt.NDArray[Any], which: int) -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Crops(Dataset[Example]):
+class Crops:
     """Random crops of one epoch: every chip ``crops_per_chip`` times, in random order.
 
     Example ``position`` of epoch ``epoch`` is a pure function of (seed, epoch, position), so that
-    neither the number of loading processes nor a break between epochs changes anything.
+    neither the number of workers and loading processes nor a break changes anything.
     """
 
     source: ChipSource
@@ -83,12 +102,12 @@ class Crops(Dataset[Example]):
     def __getitem__(self, position: int) -> Example:
         """The crop at ``position``, turned and mirrored at random."""
         chip, row, col, which = self.place(position)
-        image, label = self.source.crop(chip, row, col, self.crop)
-        return _example(symmetry(image, which), symmetry(label, which), self.legend)
+        image, target = _example(self.source, self.legend, chip, row, col, self.crop)
+        return symmetry(image, which), symmetry(target, which)
 
 
 @dataclass(frozen=True)
-class WholeChips(Dataset[Example]):
+class WholeChips:
     """Chips as they are, in the order given: for validation."""
 
     source: ChipSource
@@ -101,17 +120,15 @@ class WholeChips(Dataset[Example]):
 
     def __getitem__(self, position: int) -> Example:
         """The whole chip at ``position``."""
-        image, label = self.source.crop(int(self.indexes[position]), 0, 0, self.source.size)
-        return _example(image, label, self.legend)
+        chip = int(self.indexes[position])
+        return _example(self.source, self.legend, chip, 0, 0, self.source.size)
 
 
-def batches(
-    dataset: Dataset[Example], *, batch: int, workers: int, pin_memory: bool
-) -> DataLoader[Example]:
-    """Batches in the dataset's order; the last one may be smaller and is kept."""
-    return DataLoader(
-        dataset, batch_size=batch, shuffle=False, num_workers=workers, pin_memory=pin_memory
-    )
+def stack(examples: Examples, positions: Sequence[int]) -> Batch:
+    """The examples at ``positions`` as one batch."""
+    images, targets = zip(*(examples[position] for position in positions), strict=True)
+    # numpy: torch would start threads of its own in every process that loads
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
 
 
 def as_indexes(chips: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -119,8 +136,28 @@ def as_indexes(chips: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.asarray(chips, dtype=np.int64).reshape(-1)
 
 
-def _example(image: UInt16Array, label: UInt8Array, legend: Legend) -> Example:
-    target = legend.index_table[label]
-    return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(
-        np.ascontiguousarray(target)
-    )
+def named(source: ChipSource, index: int) -> str:
+    """A chip by number and name."""
+    return f"{index} ({source.name(index)})"
+
+
+def _example(
+    source: ChipSource, legend: Legend, chip: int, row: int, col: int, size: int
+) -> Example:
+    image, label = source.crop(chip, row, col, size)
+    for what, array, dtype in (("image", image, np.uint16), ("label", label, np.uint8)):
+        if array.dtype != dtype or array.shape[-2:] != (size, size):
+            raise TrainingError(
+                f"chip {named(source, chip)}: its {what} is {array.dtype} {array.shape}, not "
+                f"{np.dtype(dtype)} of {size} x {size} pixels; build the chip store again"
+            )
+    target: UInt8Array = legend.index_table[label]
+    # counting is several times faster than picking
+    if np.count_nonzero(target == IGNORED) != np.count_nonzero(label == NO_CLASS):
+        unknown = label[(target == IGNORED) & (label != NO_CLASS)]
+        raise TrainingError(
+            f"chip {named(source, chip)}: label code {unknown[0]} ({unknown.size} pixels) is no "
+            f"class of legend {legend.name!r}, which has {list(legend.codes)} and 0 for none; "
+            "build the chip store again with this legend"
+        )
+    return image, target

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from terrafine.errors import TrainingError
 from terrafine.models.raw import RawModel
-from terrafine.training.data import Example
+from terrafine.training.data import Batch
+from terrafine.training.group import ALONE, Group
 from terrafine.training.loss import IGNORED, WeightedCrossEntropy, counted_target
 
 
@@ -38,13 +39,14 @@ class Evaluation:
 
 def evaluate(
     model: RawModel,
-    examples: Iterable[Example],
+    batches: Iterable[Batch],
     loss: WeightedCrossEntropy,
     *,
     device: torch.device,
     autocast: AbstractContextManager[None],
+    group: Group = ALONE,
 ) -> Evaluation:
-    """Run ``model`` in evaluation mode over batches of ``examples``.
+    """Run ``model`` in evaluation mode over this worker's ``batches``; counts are of all workers.
 
     Raises TrainingError when no pixel has a label, or the loss is not finite.
     """
@@ -53,7 +55,7 @@ def evaluate(
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     with torch.inference_mode():
-        for image, labels in examples:
+        for image, labels in batches:
             with autocast:
                 logits, valid = model.logits_and_valid(image.to(device, non_blocking=True))
             target = counted_target(labels.to(device, non_blocking=True), valid)
@@ -61,7 +63,8 @@ def evaluate(
             labelled = target != IGNORED
             pairs = target[labelled] * classes + logits.argmax(dim=1)[labelled]
             counts += torch.bincount(pairs, minlength=classes * classes)
-    total, weight = sums.tolist()
+    total, weight = group.sum_(sums).tolist()
+    group.sum_(counts)
     if not weight:
         raise TrainingError(
             "no pixel of the validation chips has a label, so that no epoch can be called the "

@@ -1,67 +1,49 @@
-"""Training with SGD as in Dong et al. 2020, section 3.2; CPU and CUDA from one code path.
+"""Training with SGD as in Dong et al. 2020, section 3.2; CPU and CUDA, one worker and many.
 
-On the CPU the same seed, call and number of threads give the same weights to the last bit. On
-CUDA they do not: the backward pass of bilinear resizing and the two-dimensional cross entropy add
-up in no fixed order there. What is drawn at random (crops, their symmetries, the order of chips)
-is the same everywhere.
+Where torch.distributed is set up, every worker calls :func:`train` and takes its part of every
+batch; the steps are those of one worker alone, but for rounding. On the CPU one worker with the
+same seed, call and number of threads gives the same weights to the last bit. On CUDA it does not:
+the backward pass of bilinear resizing and the two-dimensional cross entropy add up in no fixed
+order there. What is drawn at random (crops, their symmetries, the order of chips) is the same
+everywhere.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from terrafine.errors import TrainingError
+from terrafine.errors import StorageError, TrainingError
 from terrafine.legend import Legend
 from terrafine.models.raw import RawModel
-from terrafine.progress import progress
-from terrafine.spec import MACHINE_SETTINGS, TrainingSpec
-from terrafine.training.checkpoint import (
-    Checkpoint,
-    fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from terrafine.training.data import ChipSource, Crops, WholeChips, as_indexes, batches
+from terrafine.spec import TrainingSpec
+from terrafine.storage import Storage
+from terrafine.training.average import WeightAverage
+from terrafine.training.checkpoint import Checkpoint, Checkpoints
+from terrafine.training.curves import Curves
+from terrafine.training.data import ChipSource, WholeChips, as_indexes
 from terrafine.training.evaluate import Evaluation, evaluate
-from terrafine.training.history import EpochRecord, TrainingResult
-from terrafine.training.loss import WeightedCrossEntropy, counted_target
-from terrafine.training.schedule import learning_rate
-
-# Losses are looked at this often, so that CUDA need not wait for the host at every step.
-CHECK_EVERY = 16
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Everything one training needs, put together once."""
-
-    source: ChipSource
-    chips: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
-    model: RawModel
-    optimiser: torch.optim.SGD
-    loss: WeightedCrossEntropy
-    legend: Legend
-    spec: TrainingSpec
-    epochs: int
-    seed: int
-    device: torch.device
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """bf16 where the spec asks for it, or on CUDA."""
-        wanted = self.spec.precision
-        reduced = wanted == "bf16" or (wanted == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=reduced)
+from terrafine.training.feed import read_ahead
+from terrafine.training.group import Group
+from terrafine.training.history import (
+    EpochRecord,
+    Observer,
+    StepRecord,
+    TrainingResult,
+    Unobserved,
+)
+from terrafine.training.learner import Learner, autocast
+from terrafine.training.loss import WeightedCrossEntropy, training_loss
+from terrafine.training.meter import EpochSums, Meter, Taken, Waiting, gpu_memory
+from terrafine.training.norm import synchronised_batch_norm
+from terrafine.training.run import Run, choose_device
+from terrafine.training.shown import Shown, shown
 
 
 def train(
@@ -75,68 +57,58 @@ def train(
     spec: TrainingSpec,
     epochs: int,
     seed: int,
-    checkpoints: Path,
+    storage: Storage,
     heading: str,
+    observer: Observer | None = None,
 ) -> TrainingResult:
     """Train ``model`` (in place) on crops of the ``train`` chips of ``source``.
 
     After every epoch the whole ``validation`` chips are predicted; the epoch that agrees most
     with their labels is the best. ``class_weights`` are in output order. Pixels that are missing
-    or whose label is no class of ``legend`` do not count. ``checkpoints`` is a folder of this
-    training's own: the same call on it goes on after the last full epoch and ends as if it had
-    never been stopped. ``heading`` stands beside the progress bar.
+    or have no label (0) do not count. ``storage`` is a folder of this training's own that every
+    worker reaches: the same call on it, with any number of workers, goes on after the last
+    checkpoint and ends as if it had never been stopped; beside the checkpoints it holds
+    ``steps.csv`` and ``history.json``. ``heading`` stands beside the progress bar. ``observer`` is
+    told of every step and epoch.
 
-    Raises TrainingError when the chips cannot be trained on, when the loss is not a number, and
-    when a checkpoint cannot be written, read, or is of another training.
+    Raises TrainingError when the chips cannot be trained on, when the loss is not a number (the
+    last checkpoint stays), and when a checkpoint cannot be written, read, or is of another
+    training; StorageError when the storage cannot be read.
     """
     device = choose_device(spec.device)
-    run = _Run(
+    run = Run(
         source=source,
         chips=as_indexes(train),
         validation=as_indexes(validation),
         model=model.to(device).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        optimiser=torch.optim.SGD(
-            model.parameters(),
-            lr=spec.learning_rate,
-            momentum=spec.momentum,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        ),
-        loss=WeightedCrossEntropy(class_weights).to(device),
         legend=legend,
+        class_weights=class_weights,
         spec=spec,
         epochs=epochs,
         seed=seed,
         device=device,
+        group=Group.here(),
     )
-    _check(run)
-    identity = _fingerprint(run, class_weights)
-    with _reproducible(device), progress(heading, total=epochs, unit="epoch") as task:
-        last = load_checkpoint(checkpoints, identity)
-        done = [] if last is None else [EpochRecord(**record) for record in last.history]
-        if last is not None:
-            model.load_state_dict(last.model)
-            run.optimiser.load_state_dict(last.optimiser)
-            task.advance(len(done))
-        for epoch in range(len(done) + 1, epochs + 1):
-            record = _epoch(run, epoch)
-            done.append(record)
-            last = _checkpoint(run, identity, done, last)
-            save_checkpoint(checkpoints, last)
-            task.advance(loss=record.train_loss, agreement=record.validation_agreement)
-    assert last is not None
-    return TrainingResult(tuple(done), last.best_epoch, last.best_state)
+    run.check()
+    together = spec.sync_batch_norm and run.group.size > 1
+    with (
+        _reproducible(device),
+        synchronised_batch_norm(model, device) if together else nullcontext(),
+        shown(heading, total=epochs * run.plan.steps, group=run.group) as bar,
+    ):
+        return _Training(run, storage, observer or Unobserved(), bar).result()
 
 
-def choose_device(wanted: str) -> torch.device:
-    """ "auto": CUDA where there is one. TrainingError when CUDA is wanted and absent."""
-    present = torch.cuda.is_available()
-    if wanted == "cuda" and not present:
-        raise TrainingError(
-            "training.device is cuda, but torch sees no CUDA device here; "
-            "set it to auto or cpu, or install a CUDA build of torch on a GPU machine"
-        )
-    return torch.device("cuda" if present and wanted != "cpu" else "cpu")
+def read_result(storage: Storage) -> TrainingResult | None:
+    """What the training in ``storage`` has come to: the best of its full epochs until now.
+
+    None before the first full epoch; TrainingError or StorageError when it cannot be read.
+    """
+    checkpoint = Checkpoints(storage).newest()
+    if checkpoint is None or not checkpoint.history:
+        return None
+    history = tuple(EpochRecord(**record) for record in checkpoint.history)
+    return TrainingResult(history, checkpoint.best_epoch, checkpoint.best_state)
 
 
 @contextmanager
@@ -161,155 +133,211 @@ def _reproducible(device: torch.device) -> Iterator[None]:
             memory.fill_uninitialized_memory = filled
 
 
-def _check(run: _Run) -> None:
-    spec, size = run.spec, run.source.size
-    for what, chips in (("training", run.chips), ("validation", run.validation)):
-        if not len(chips):
+class _Training:
+    """A training under way: where it is, and what it has come to."""
+
+    def __init__(self, run: Run, storage: Storage, observer: Observer, bar: Shown) -> None:
+        self.run, self.observer, self.bar = run, observer, bar
+        self.checkpoints = Checkpoints(storage)
+        self.identity = run.identity()
+        self.loss = training_loss(run.spec, run.class_weights).to(run.device)
+        self.measure = WeightedCrossEntropy(run.class_weights).to(run.device)
+        self.step = 0
+        self.sums = EpochSums()
+        self.history: list[EpochRecord] = []
+        self.best_epoch = 0
+        self.best_state: dict[str, Tensor] = {}
+        self.learner = Learner(run.model, self.loss, run.spec, device=run.device, group=run.group)
+        self.average = WeightAverage(run.model, run.spec.ema) if run.spec.ema else None
+        self._resume()
+        self.learner.share()
+        self.curves = Curves(storage, resumed_at=self.step) if run.group.leads else None
+
+    @property
+    def judged(self) -> RawModel:
+        """The network that is validated and kept: the running mean where there is one."""
+        return self.run.model if self.average is None else self.average.model
+
+    def result(self) -> TrainingResult:
+        """Train what is left."""
+        while len(self.history) < self.run.epochs:
+            self._epoch(len(self.history) + 1)
+        return TrainingResult(tuple(self.history), self.best_epoch, self.best_state)
+
+    def _resume(self) -> None:
+        """Take over the newest checkpoint; every worker must see the same one."""
+        if self.run.group.leads:
+            self.checkpoints.storage.sweep()
+        last = self.checkpoints.load(self.identity)
+        steps = self.run.group.everywhere(-1 if last is None else last.step, self.run.device)
+        if len(set(steps)) > 1:
             raise TrainingError(
-                f"there is no {what} chip; use more imagery, smaller chips or a lower "
-                "filter.min_agreement"
+                f"{self.checkpoints.storage}: workers see checkpoints of different steps "
+                f"({steps}, -1: none); give training.storage a place that all of them reach"
             )
-        if chips.min() < 0 or chips.max() >= len(run.source):
+        if last is None:
+            return
+        self.run.model.load_state_dict(last.model)
+        if self.average is not None:
+            self.average.load(last.average)
+        self.learner.optimiser.load_state_dict(last.optimiser)
+        self.step = last.step
+        self.sums = EpochSums(**last.sums)  # type: ignore[arg-type]
+        self.history = [EpochRecord(**record) for record in last.history]
+        self.best_epoch, self.best_state = last.best_epoch, last.best_state
+        self.bar.advance(last.step)
+
+    def _epoch(self, epoch: int) -> None:
+        """Train what is left of an epoch, validate, and save."""
+        run = self.run
+        self._train_epoch(epoch)
+        validating = time.perf_counter()
+        found = self._validate(epoch)
+        sums = self.sums
+        record = EpochRecord(
+            epoch=epoch,
+            learning_rate=run.rate((epoch - 1) * run.plan.steps),
+            train_loss=sums.loss / sums.weight,
+            validation_loss=found.loss,
+            validation_agreement=found.agreement,
+            validation_recall=dict(zip(run.legend.names, found.recall, strict=True)),
+            seconds=sums.seconds + time.perf_counter() - validating,
+            pixels_per_second=sums.pixels / sums.seconds,
+            loader_wait=sums.waited / sums.seconds,
+            gpu_memory_bytes=gpu_memory(run.device),
+        )
+        if not self.history or record.beats(self.history[self.best_epoch - 1]):
+            self.best_epoch, self.best_state = epoch, _on_cpu(self.judged.state_dict())
+        self.history.append(record)
+        self.sums = EpochSums()
+        self.observer.epoch(record)
+        self.bar.show(agreement=record.validation_agreement)
+        self._save(epoch_step=0)
+
+    def _train_epoch(self, epoch: int) -> None:
+        run, plan = self.run, self.run.plan
+        first = self.step - (epoch - 1) * plan.steps
+        rounds = {step: plan.rounds(step) for step in range(first, plan.steps)}
+        groups = [part.share(run.group) for parts in rounds.values() for part in parts]
+        reading = read_ahead(
+            run.crops(epoch),
+            groups,
+            workers=run.spec.loader_workers,
+            pin_memory=run.device.type == "cuda",
+        )
+        run.model.train()
+        with closing(reading):
+            waiting = Waiting(reading)
+            meter = Meter(
+                epoch=epoch,
+                sums=self.sums,
+                group=run.group,
+                device=run.device,
+                waiting=waiting,
+                report=self._report,
+                explain=self._explain,
+            )
+            for epoch_step, parts in rounds.items():
+                rate, seed = run.rate(self.step), run.torch_seed(self.step)
+                sums = self.learner.step(parts, waiting, rate=rate, seed=seed)
+                self.step += 1
+                if self.average is not None:
+                    self.average.update(self.step)
+                pixels = len(plan.positions(epoch_step)) * run.spec.crop**2
+                meter.add(Taken(self.step, rate, pixels, sums))
+                # at the epoch's end it is saved once it is validated
+                if self.step % run.spec.checkpoint_steps == 0 and epoch_step + 1 < plan.steps:
+                    meter.look()
+                    self._save(epoch_step=epoch_step + 1)
+                    meter.restart()
+            meter.look()
+        if not self.sums.weight:
             raise TrainingError(
-                f"{what} chip {chips.max()} is not in the chip store, which has "
-                f"{len(run.source)}; run the label stage again"
+                "no pixel of the training chips has a label; check labels.crosswalk and the "
+                "overlap of labels and imagery"
             )
-    if spec.crop > size:
-        raise TrainingError(
-            f"training.crop {spec.crop} is larger than the chips, which have {size} pixels a side"
-        )
-    if len(run.loss.weights) != len(run.legend.classes):
-        raise TrainingError(
-            f"{len(run.loss.weights)} class weights for the {len(run.legend.classes)} classes of "
-            f"legend {run.legend.name!r}; give one for every class"
-        )
 
-
-def _fingerprint(run: _Run, class_weights: tuple[float, ...]) -> str:
-    return fingerprint(
-        spec=run.spec.model_dump(mode="json", exclude=MACHINE_SETTINGS["training"]),
-        legend=run.legend.digest,
-        class_weights=class_weights,
-        epochs=run.epochs,
-        seed=run.seed,
-        chips=[len(run.source), run.source.size, run.chips.tolist(), run.validation.tolist()],
-        network={name: list(value.shape) for name, value in run.model.state_dict().items()},
-        raw=[run.model.raw.fill, run.model.raw.mean.tolist(), run.model.raw.std.tolist()],
-    )
-
-
-def _epoch(run: _Run, epoch: int) -> EpochRecord:
-    """Train and validate once."""
-    started = time.perf_counter()
-    crops = Crops(
-        source=run.source,
-        indexes=run.chips,
-        legend=run.legend,
-        crop=run.spec.crop,
-        crops_per_chip=run.spec.crops_per_chip,
-        flips_and_rotations=run.spec.flips_and_rotations,
-        seed=run.seed,
-        epoch=epoch,
-    )
-    # networks with dropout draw from torch's generator
-    torch.manual_seed(int(np.random.default_rng((run.seed, epoch)).integers(2**31)))
-    train_loss = _train_epoch(run, crops, epoch)
-    trained = time.perf_counter()
-    found = _validate(run, epoch)
-    return EpochRecord(
-        epoch=epoch,
-        learning_rate=_rate(run, crops, epoch, step=0),
-        train_loss=train_loss,
-        validation_loss=found.loss,
-        validation_agreement=found.agreement,
-        validation_recall=dict(zip(run.legend.names, found.recall, strict=True)),
-        seconds=time.perf_counter() - started,
-        pixels_per_second=len(crops) * run.spec.crop**2 / (trained - started),
-    )
-
-
-def _rate(run: _Run, crops: Crops, epoch: int, step: int) -> float:
-    steps = -(-len(crops) // run.spec.batch)
-    return learning_rate(
-        run.spec.schedule, run.spec.learning_rate, (epoch - 1) * steps + step, run.epochs * steps
-    )
-
-
-def _train_epoch(run: _Run, crops: Crops, epoch: int) -> float:
-    """One pass over the crops; mean loss over their labelled pixels."""
-    run.model.train()
-    loader = batches(
-        crops,
-        batch=run.spec.batch,
-        workers=run.spec.loader_workers,
-        pin_memory=run.device.type == "cuda",
-    )
-    sums: list[Tensor] = []
-    for step, (image, labels) in enumerate(loader):
-        for group in run.optimiser.param_groups:
-            group["lr"] = _rate(run, crops, epoch, step)
-        with run.autocast():
-            logits, valid = run.model.logits_and_valid(image.to(run.device, non_blocking=True))
-        target = counted_target(labels.to(run.device, non_blocking=True), valid)
-        total, weight = run.loss(logits, target)
-        run.optimiser.zero_grad()
-        # a batch without any labelled pixel has loss 0, and moves nothing but the momentum
-        (total / torch.where(weight > 0, weight, 1.0)).backward()
-        run.optimiser.step()
-        sums.append(torch.stack([total.detach(), weight]))
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(loader):
-            _check_finite(sums, epoch)
-    total, weight = torch.stack(sums).double().sum(dim=0).tolist()
-    if not weight:
-        raise TrainingError(
-            "no pixel of the training chips has a label; check labels.crosswalk and the overlap "
-            "of labels and imagery"
-        )
-    return float(total / weight)
-
-
-def _check_finite(sums: list[Tensor], epoch: int) -> None:
-    """TrainingError at the first loss that is not a number, among the latest."""
-    first = (len(sums) - 1) // CHECK_EVERY * CHECK_EVERY
-    latest = torch.stack(sums[first:])[:, 0]
-    bad = (~torch.isfinite(latest)).nonzero().flatten().tolist()
-    if bad:
-        raise TrainingError(
-            f"epoch {epoch}, step {first + bad[0] + 1}: the loss is {latest[bad[0]].item()}; "
-            "lower training.learning_rate"
-        )
-
-
-def _validate(run: _Run, epoch: int) -> Evaluation:
-    spec, size = run.spec, run.source.size
-    loader = batches(
-        WholeChips(run.source, run.validation, run.legend),
+    def _validate(self, epoch: int) -> Evaluation:
+        run = self.run
+        run.group.copy_from_leader_(self.judged.buffers())
         # about as many pixels at once as in training
-        batch=max(1, spec.batch * spec.crop**2 // size**2),
-        workers=spec.loader_workers,
-        pin_memory=run.device.type == "cuda",
-    )
-    try:
-        return evaluate(run.model, loader, run.loss, device=run.device, autocast=run.autocast())
-    except TrainingError as error:
-        raise TrainingError(f"epoch {epoch}: {error}") from error
+        batch = max(1, run.plan.limit * run.spec.crop**2 // run.source.size**2)
+        mine = run.group.share(range(len(run.validation)))
+        reading = read_ahead(
+            WholeChips(run.source, run.validation, run.legend),
+            [mine[start : start + batch] for start in range(0, len(mine), batch)],
+            workers=run.spec.loader_workers,
+            pin_memory=run.device.type == "cuda",
+        )
+        try:
+            with closing(reading):
+                return evaluate(
+                    self.judged,
+                    reading,
+                    self.measure,
+                    device=run.device,
+                    autocast=autocast(run.spec, run.device),
+                    group=run.group,
+                )
+        except TrainingError as error:
+            raise TrainingError(f"epoch {epoch}: {error}; {self.checkpoints.kept()}") from error
 
+    def _report(self, record: StepRecord) -> None:
+        if self.curves is not None:
+            self.curves.add(record)
+        self.observer.step(record)
+        self.bar.advance(
+            steps=1,
+            epoch=f"{record.epoch}/{self.run.epochs}",
+            loss=record.loss,
+            **{"Mpixel/s": record.pixels_per_second / 1e6},
+        )
 
-def _checkpoint(
-    run: _Run, identity: str, done: list[EpochRecord], last: Checkpoint | None
-) -> Checkpoint:
-    """The state after the newest epoch of ``done``; it is the best if it beats all before it."""
-    state = _on_cpu(run.model.state_dict())
-    newest = done[-1]
-    improved = last is None or newest.beats(done[last.best_epoch - 1])
-    return Checkpoint(
-        fingerprint=identity,
-        history=[record.model_dump() for record in done],
-        model=state,
-        optimiser=run.optimiser.state_dict(),
-        best_epoch=newest.epoch if improved or last is None else last.best_epoch,
-        best_state=state if improved or last is None else last.best_state,
-    )
+    def _explain(self, step: int, loss: float) -> TrainingError:
+        """For a loss that is not a number after ``step`` steps."""
+        epoch, epoch_step = divmod(step - 1, self.run.plan.steps)
+        return TrainingError(
+            f"epoch {epoch + 1}, step {epoch_step + 1} ({step} in all): the loss is {loss} on "
+            f"chips {self.run.chips_of(step - 1)}; lower training.learning_rate, or look at "
+            f"these chips; {self.checkpoints.kept()}"
+        )
+
+    def _save(self, *, epoch_step: int) -> None:
+        """Write a checkpoint; no worker goes on before it is safe."""
+        failure: TrainingError | None = None
+        if self.curves is not None:
+            try:
+                self._write(self.curves, epoch_step)
+            except TrainingError as error:
+                failure = error
+        failed = self.run.group.everywhere(int(failure is not None), self.run.device)
+        if any(failed):
+            raise failure or TrainingError(
+                f"the first worker could not write the checkpoint of step {self.step}; "
+                "its own message says why"
+            )
+        self.observer.checkpoint(self.step)
+
+    def _write(self, curves: Curves, epoch_step: int) -> None:
+        history = [record.model_dump() for record in self.history]
+        try:
+            curves.write(history)
+        except StorageError as error:
+            raise TrainingError(f"{error}; {self.checkpoints.kept()}") from error
+        self.checkpoints.save(
+            Checkpoint(
+                identity=self.identity,
+                step=self.step,
+                epoch_step=epoch_step,
+                sums=asdict(self.sums),
+                history=history,
+                model=_on_cpu(self.run.model.state_dict()),
+                average={} if self.average is None else _on_cpu(self.average.model.state_dict()),
+                optimiser=self.learner.optimiser.state_dict(),
+                best_epoch=self.best_epoch,
+                best_state=self.best_state,
+            )
+        )
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from terrafine.spec import TrainingSpec
+
 # Target of pixels that do not count; no output index, as a legend has at most 254 classes.
 IGNORED = 255
 
@@ -38,3 +40,46 @@ class WeightedCrossEntropy(nn.Module):
             logits.float(), target, self.weights, ignore_index=IGNORED, reduction="sum"
         )
         return total, self.pixel_weights[target].sum()
+
+
+class CoarseCrossEntropy(WeightedCrossEntropy):
+    """Cross entropy of labels that are coarser than the image.
+
+    A label says what most of the ground around it is, not what each pixel is. So it is held
+    against the mean probability of the ``window`` x ``window`` pixels around (fewer at the rim):
+    minus the logarithm of that mean. A road one pixel wide may then be a road inside fields that
+    the label calls cropland, at a fraction of the price that cross entropy would ask. Follows the
+    idea of label super-resolution (Malkin et al. 2019), where coarse labels say something of the
+    mixture below them, without its table of mixtures.
+    """
+
+    def __init__(self, class_weights: tuple[float, ...], window: int) -> None:
+        super().__init__(class_weights)
+        self.window = window
+
+    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """As :class:`WeightedCrossEntropy`."""
+        around = functional.avg_pool2d(
+            logits.float().softmax(dim=1),
+            self.window,
+            stride=1,
+            padding=self.window // 2,
+            count_include_pad=False,
+        )
+        # the floor is far below what float32 can tell from 0 in a mean of a few probabilities
+        surprise = around.clamp_min(1e-6).log().contiguous()
+        total = functional.nll_loss(
+            surprise, target, self.weights, ignore_index=IGNORED, reduction="sum"
+        )
+        return total, self.pixel_weights[target].sum()
+
+
+def training_loss(spec: TrainingSpec, class_weights: tuple[float, ...]) -> nn.Module:
+    """The loss that ``spec`` asks for: (logits, target) -> (sum, weight), 0-dimensional.
+
+    Sums and weights are added up over the crops of a step before the one is divided by the other;
+    no gradient goes through the weight.
+    """
+    if spec.label_window == 1:
+        return WeightedCrossEntropy(class_weights)
+    return CoarseCrossEntropy(class_weights, spec.label_window)

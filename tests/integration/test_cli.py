@@ -21,8 +21,8 @@ from tests.scenes import CRS, TRANSFORM, Project, write_raster
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "run", "demo", "label", "train", "filter", "assess", "gate", "export", "map", "publish",
-    "spec check", "spec schema", "spec show", "model info", "legend list", "legend show",
-    "dataset fetch", "dataset degrade",
+    "compare", "spec check", "spec schema", "spec show", "model info", "legend list", "legend show",
+    "dataset fetch", "dataset degrade", "landscape",
 )  # fmt: skip
 
 

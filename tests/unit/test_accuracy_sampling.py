@@ -151,7 +151,9 @@ def test_a_point_gets_the_class_of_the_pixel_that_holds_it(
         if code and Window(EXTENT.row + row, EXTENT.col + col, 1, 1).intersection(snapped)
     )
     assert sorted(zip(samples.mapped.tolist(), samples.reference.tolist(), strict=True)) == expected
-    assert samples.unit is None
+    assert samples.unit is not None
+    assert np.unique(samples.unit).size == samples.unit.size, "each point is a unit of its own"
+    assert [drawn[i][4] for i in samples.unit] == samples.reference.tolist()
 
 
 def test_a_window_ends_where_its_neighbour_begins() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +17,84 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import zarr
 from affine import Affine
 
-from terrafine.chips import ChipStore, build_chips, open_chips
-from terrafine.errors import ChipStoreError, LegendError, RasterError, TerrafineError
+from terrafine.chips import (
+    BuildGroup,
+    BuildRunner,
+    ChipStore,
+    GroupRecord,
+    build_chips,
+    in_turn,
+    local_runner,
+    open_chips,
+)
+from terrafine.errors import (
+    ChipStoreError,
+    LegendError,
+    RasterError,
+    StorageError,
+    TerrafineError,
+)
 from terrafine.raster import open_class_raster, open_mosaics
 from terrafine.spec import load_spec
+from terrafine.storage import Storage
+from tests.buckets import s3_bucket
 from tests.disks import small_disk
 from tests.scenes import CRS, TRANSFORM, Project, write_raster
 
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-def build(project: Project, path: Path | None = None) -> ChipStore:
+
+def build(
+    project: Project, path: Path | str | None = None, runner: BuildRunner = in_turn
+) -> ChipStore:
     spec = load_spec(project.spec)
     mosaics = open_mosaics(spec.imagery, project.root)
     labels = open_class_raster(spec.labels, spec.resolve_legend(), project.root)
     return build_chips(
-        path or project.root / "out" / "chips", spec=spec, mosaics=mosaics, labels=labels
+        path or project.root / "out" / "chips",
+        spec=spec,
+        mosaics=mosaics,
+        labels=labels,
+        runner=runner,
     )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Killed(BaseException):
+    """What Ctrl-C or a lost machine is to a build."""
+
+
+def backwards(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+    """Last group first, some twice, as an engine that lost a worker may do it."""
+    for group in reversed(groups):
+        if group % 2:
+            build(group)
+        yield build(group)
+
+
+def killed_after(finished: int, noted: list[int] | None = None) -> BuildRunner:
+    def run(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+        for group in groups[:finished]:
+            if noted is not None:
+                noted.append(group)
+            yield build(group)
+        raise Killed
+
+    return run
+
+
+def noting(noted: list[int]) -> BuildRunner:
+    def run(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+        noted.extend(groups)
+        return map(build, groups)
+
+    return run
 
 
 def refusal(project: Project, kind: type[TerrafineError]) -> str:
@@ -76,6 +143,9 @@ def test_the_table_says_what_is_on_a_chip_and_where(project: Project) -> None:
             assert row[f"share_{name}"] == pytest.approx((label_HW == code).mean())
         assert row["missing_share"] == pytest.approx((label_HW == 0).mean())
         assert row["missing_share"] <= 0.5
+        bare = (store.image(index) == store.fill).any(axis=0).mean()
+        assert row["nodata_share"] == pytest.approx(bare)
+        assert np.isnan(row["agreement"]), "no model has seen it yet"
         assert list(row["sources"]) == ["scene"]
         assert (row["zone"], row["crs"]) == ("epsg32650", CRS)
         transform = Affine(*row["transform"])
@@ -91,15 +161,92 @@ def test_the_table_says_what_is_on_a_chip_and_where(project: Project) -> None:
     assert corner == pytest.approx((lon, lat), abs=1e-9)
 
 
-def test_the_same_spec_gives_the_same_store(project: Project) -> None:
-    first = build(project, project.root / "a")
-    second = build(project, project.root / "b")
-    assert (
-        first.table.drop(columns="geometry")
-        .astype(str)
-        .equals(second.table.drop(columns="geometry").astype(str))
+def test_the_store_does_not_depend_on_who_built_what_in_which_order(project: Project) -> None:
+    project.change_spec(chips={"max_missing": 0.0})  # some tiles are left out: slots stay empty
+    alone = build(project, project.root / "alone")
+    assert 8 < len(alone) < zarr.open_group(alone.storage.location, mode="r")["label"].shape[0]
+    first = files(project.root / "alone")
+    build(project, project.root / "two", runner=local_runner(2))
+    assert files(project.root / "two") == first
+    build(project, project.root / "turned", runner=backwards)
+    assert files(project.root / "turned") == first
+
+
+def test_a_killed_build_goes_on_where_it_was(project: Project) -> None:
+    whole = files(Path(build(project, project.root / "whole").storage.location))
+    path = project.root / "chips"
+    done: list[int] = []
+    with pytest.raises(Killed):
+        build(project, path, runner=killed_after(2, done))
+    with pytest.raises(ChipStoreError, match="its building has not come to an end; run"):
+        open_chips(path)
+    # a record whose shard was lost, and a shard that was being written
+    (path / "image" / "c.1.0.0.0").unlink()
+    (path / "label" / "c.2.0.0#1").write_bytes(b"half")
+    again: list[int] = []
+    build(project, path, runner=noting(again))
+    assert done == [0, 1]
+    assert again[:2] == [1, 2], "group 0 is not built again, group 1 has lost a shard"
+    assert 0 not in again
+    assert files(path) == whole
+
+
+def test_a_killed_process_leaves_a_build_to_go_on_from(project: Project) -> None:
+    path = project.root / "chips"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.unit.test_chips_build", project.root], env=QUIET
     )
-    assert first.info == second.info
+    record = path / "build" / "00000001.json"
+    while not record.exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    again: list[int] = []
+    build(project, path, runner=noting(again)).verify()
+    assert 0 not in again
+    assert files(path) == files(Path(build(project, project.root / "whole").storage.location))
+
+
+def test_another_spec_does_not_go_on_from_it(project: Project) -> None:
+    path = project.root / "chips"
+    with pytest.raises(Killed):
+        build(project, path, runner=killed_after(2))
+    project.change_spec(chips={"max_missing": 0.3})
+    again: list[int] = []
+    build(project, path, runner=noting(again))
+    assert again[0] == 0
+
+
+def test_an_error_in_a_worker_process_is_the_same_error(project: Project) -> None:
+    project.change_spec(labels={"crosswalk": "NLCD"})
+    with pytest.raises(LegendError, match=r"product\.tif \(within x "):
+        build(project, runner=local_runner(2))
+    assert not (project.root / "out" / "chips").exists()
+
+
+def test_a_store_in_a_bucket_is_the_one_on_disk(project: Project, bucket: str) -> None:
+    there = build(project, f"{bucket}/run/chips", runner=local_runner(2))
+    here = build(project, project.root / "chips")
+    there.verify()
+    assert len(there) == len(here)
+    for index in range(0, len(here), 5):
+        for a, b in zip(there.crop(index, 3, 1, 20), here.crop(index, 3, 1, 20), strict=True):
+            assert (a == b).all()
+    stored = Storage.at(f"{bucket}/run/chips")
+    assert {name: stored.read(name) for name in stored.names()} == files(project.root / "chips")
+    with pytest.raises(ChipStoreError, match="from a process forked from one that has used it"):
+        multiprocessing.get_context("fork").Pool(1).apply(there.crop, (0, 0, 0, 32))
+    gone = f"label/c.{here.positions[-1] // 8}.0.0"
+    stored.delete([gone])
+    with pytest.raises(ChipStoreError, match=rf"incomplete: shard {gone} is not there"):
+        open_chips(there.storage.location)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_bucket() as url:
+        yield url
 
 
 def test_overlapping_scenes_give_no_overlapping_chips(project: Project) -> None:
@@ -160,7 +307,9 @@ def test_chips_with_too_little_on_them_are_left_out(project: Project) -> None:
     loose = build(project, project.root / "loose")
     assert (strict.table["missing_share"] == 0).all()
     assert len(strict) < len(loose)
-    assert loose.images.shape[0] == len(loose), "the arrays hold the chips that were kept"
+    slots = zarr.open_group(strict.storage.location, mode="r")["label"]
+    for slot in set(range(slots.shape[0])) - set(strict.positions.tolist()):
+        assert not slots[slot].any(), "an empty slot has no label"
 
 
 def test_an_all_nodata_scene_is_refused(project: Project) -> None:
@@ -224,15 +373,15 @@ def test_a_store_is_replaced_but_nothing_else_is(project: Project) -> None:
     assert len(again) == len(open_chips(path))
     (project.root / "precious").mkdir()
     (project.root / "precious" / "thesis.txt").write_text("years of work")
+    shutil.copy(path / "chips.parquet", project.root / "precious")
     with pytest.raises(ChipStoreError, match=r"precious: is there and is no chip store"):
         build(project, project.root / "precious")
     assert (project.root / "precious" / "thesis.txt").exists()
-    assert not any(p.name.endswith(".partial") for p in project.root.iterdir())
 
 
 def test_a_target_that_cannot_be_written_is_refused(project: Project) -> None:
     (project.root / "file").touch()
-    with pytest.raises(ChipStoreError, match=r"chips: .*cannot be written to .*/file .*choose ano"):
+    with pytest.raises(StorageError, match=r"/file/chips: cannot open it .*has space left"):
         build(project, project.root / "file" / "chips")
 
 
@@ -241,21 +390,24 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     yield from small_disk(tmp_path / "disk", kilobytes=256)
 
 
-def test_a_full_disk_leaves_no_store_behind(project: Project, disk: Path) -> None:
-    with pytest.raises(ChipStoreError) as error:
+def test_a_full_disk_is_said_and_the_build_goes_on_when_there_is_room(
+    project: Project, disk: Path
+) -> None:
+    # two of the groups fit beside it
+    (disk / "other").write_bytes(bytes(80_000))
+    with pytest.raises(StorageError) as error:
         build(project, disk / "chips")
-    assert f"cannot be written to {disk} (No space left on device)" in str(error.value)
-    assert "free space" in str(error.value)
-    assert os.listdir(disk) == []
-
-
-def test_a_killed_builds_remains_are_cleared_away(project: Project) -> None:
-    partial = project.root / ".chips.partial"
-    (partial / "image").mkdir(parents=True)
-    (partial / "image" / "junk").write_text("half a chip")
-    store = build(project, project.root / "chips")
-    assert not partial.exists()
-    store.verify()
+    assert str(error.value).startswith(f"{disk}/chips")
+    assert "No space left on device" in str(error.value)
+    (disk / "other").unlink()
+    noted: list[int] = []
+    with pytest.raises(ChipStoreError, match="not come to an end"):
+        open_chips(disk / "chips")
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    build(project, disk / "chips", runner=noting(noted)).verify()
+    assert noted
+    assert 0 not in noted
+    assert not list(disk.rglob("*#*")), "no half-written shard stays"
 
 
 @pytest.mark.shared
@@ -270,3 +422,15 @@ def test_zion_gives_chips_of_many_classes(zion: Path, tmp_path: Path) -> None:
         assert least - 0.01 <= len(part) / len(store) <= 0.81
         present: Any = part[[f"share_{name}" for name in store.legend.names]].gt(0).any()
         assert present.sum() == 6, "all but snow/ice, on both sides"
+
+
+def _slowly(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+    for group in groups:
+        yield build(group)
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    empty = np.empty(0)
+    build(Project(root, empty, empty), root / "chips", runner=_slowly)

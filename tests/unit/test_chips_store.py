@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -14,24 +15,26 @@ import pytest
 import zarr
 
 from terrafine.chips import ChipStore, build_chips, open_chips
+from terrafine.chips.shards import ShardReader
 from terrafine.errors import ChipStoreError
 from terrafine.raster import open_class_raster, open_mosaics
 from terrafine.spec import load_spec
-from tests.scenes import make_project
+from tests.scenes import Project, make_project
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = make_project(tmp_path_factory.mktemp("project"))
+    return folder(_build(make_project(tmp_path_factory.mktemp("project"))))
+
+
+def _build(project: Project) -> ChipStore:
     spec = load_spec(project.spec)
-    path = project.root / "chips"
-    build_chips(
-        path,
+    return build_chips(
+        project.root / "chips",
         spec=spec,
         mosaics=open_mosaics(spec.imagery, project.root),
         labels=open_class_raster(spec.labels, spec.resolve_legend(), project.root),
     )
-    return path
 
 
 @pytest.fixture
@@ -60,16 +63,72 @@ def test_every_chip_is_in_one_part_of_the_split(store: ChipStore) -> None:
     assert len(validation) >= 0.25 * len(store)
 
 
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ChipStoreError, match="no chip store here"):
+        open_chips(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def folder(store: ChipStore) -> Path:
+    path = store.storage.path
+    assert path is not None
+    return path
+
+
 def test_arrays_are_what_other_tools_expect(store: ChipStore) -> None:
-    root = zarr.open_group(store.path, mode="r")
+    root = zarr.open_group(folder(store), mode="r")
     assert root.metadata.zarr_format == 3
-    assert root["image"].shape == (len(store), 4, 32, 32)
-    assert root["image"].dtype == np.uint16
-    assert root["image"].shards == (1, 4, 32, 32), "one chip, one file"
-    assert root["label"].dtype == np.uint8
-    assert root.attrs["schema"] == "terrafine-chips-1"
-    table = geopandas.read_parquet(store.path / "chips.parquet")
+    image, label = root["image"], root["label"]
+    assert image.shape[1:] == (4, 32, 32)
+    assert image.shards == (8, 4, 32, 32), "eight chips, one object"
+    assert (image.dtype, label.dtype) == (np.uint16, np.uint8)
+    assert root.attrs["schema"] == "terrafine-chips-2"
+    table = geopandas.read_parquet(folder(store) / "chips.parquet")
     assert len(table) == len(store)
+    for index, position in enumerate(table["position"]):
+        assert (image[position] == store.image(index)).all()
+        assert (label[position] == store.label(index)).all()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> ChipStore:
+    """Chips of several chunks a side."""
+    project = make_project(tmp_path_factory.mktemp("large"), size=1200)
+    project.change_spec(chips={"size": 512})
+    return _build(project)
+
+
+def test_a_crop_takes_what_zarr_takes(large: ChipStore) -> None:
+    arrays = zarr.open_group(folder(large), mode="r")
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        size = int(rng.integers(1, 513))
+        row, col = (int(n) for n in rng.integers(0, 513 - size, 2))
+        index = int(rng.integers(len(large)))
+        image_CHW, label_HW = large.crop(index, row, col, size)
+        part = slice(row, row + size), slice(col, col + size)
+        slot = large.positions[index]
+        assert (image_CHW == arrays["image"][slot, :, *part]).all()
+        assert (label_HW == arrays["label"][slot, *part]).all()
+
+
+def test_a_crop_reads_only_the_chunks_it_touches(large: ChipStore) -> None:
+    """Zeros over every chunk but one: whatever touches another is refused."""
+    shard = folder(large) / "label" / "c.0.0.0"
+    whole = shard.read_bytes()
+    data = bytearray(whole)
+    start, length = (int(n) for n in ShardReader.index(large.shards, "label/c.0.0.0")[0, 0, 0])
+    data[:start] = bytes(start)
+    data[start + length : large.shards.shards["label/c.0.0.0"] - 8 * 4 * 16 - 4] = bytes(
+        large.shards.shards["label/c.0.0.0"] - 8 * 4 * 16 - 4 - start - length
+    )
+    shard.write_bytes(data)
+    try:
+        large.crop(0, 0, 0, 256)
+        with pytest.raises(ChipStoreError, match=f"label of chip {large.name(0)} cannot be read"):
+            large.crop(0, 0, 0, 257)
+    finally:
+        shard.write_bytes(whole)
 
 
 def _sum(store: ChipStore) -> int:
@@ -83,44 +142,98 @@ def test_loader_workers_read_the_same(store: ChipStore, start: str) -> None:
         assert pool.map(_sum, [store]) == [expected]
 
 
-def set_pixel(path: Path, name: str) -> None:
+def set_pixel(path: Path, name: str, slot: int) -> None:
     array = zarr.open_group(path, mode="r+")[name]
-    where = (2, 0, 4, 5) if name == "image" else (2, 4, 5)
+    where = (slot, 0, 4, 5) if name == "image" else (slot, 4, 5)
     array[where] = array[where] + 1
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_an_edited_pixel_is_found_and_its_chip_named(store: ChipStore, name: str) -> None:
-    set_pixel(store.path, name)
-    edited = open_chips(store.path)
+    set_pixel(folder(store), name, int(store.positions[2]))
+    sizes = json.loads((folder(store) / "shards.json").read_bytes())
+    change = {n: (folder(store) / n).stat().st_size for n in sizes}
+    edited = replace(store, shards=ShardReader(store.storage, store.bands, store.size, change))
     with pytest.raises(ChipStoreError) as error:
         edited.verify()
     message = str(error.value)
-    assert message.startswith(f"{store.path}: chip {store.table['id'][2]} was edited")
+    assert message.startswith(f"{store.storage}: chip {store.table['id'][2]} was edited")
     assert "terrafine label SPEC" in message
 
 
+def test_some_chips_can_be_verified_for_all(store: ChipStore) -> None:
+    read: list[int] = []
+
+    class Noting(ShardReader):
+        def read(self, name: str, slot: int, rows: slice, cols: slice) -> np.ndarray:
+            read.append(slot)
+            return super().read(name, slot, rows, cols)
+
+    noting = Noting(store.storage, store.bands, store.size, store.shards.shards)
+    replace(store, shards=noting).verify(most=10)
+    chips = np.searchsorted(store.positions, sorted(set(read)))
+    assert 5 <= len(chips) <= 10
+    assert len(set(np.diff(chips))) == 1, "spread evenly"
+
+
 def flip_shard(path: Path) -> None:
-    shard = path / "image" / "c" / "2" / "0" / "0" / "0"
+    shard = path / "image" / "c.0.0.0.0"
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
 
 
-def cut_shard(path: Path) -> None:
-    shard = path / "label" / "c" / "2" / "0" / "0"
+def flip_index(path: Path) -> None:
+    shard = path / "label" / "c.0.0.0"
+    data = bytearray(shard.read_bytes())
+    data[-12] ^= 1
+    shard.write_bytes(data)
+
+
+def cut_while_open(path: Path) -> None:
+    shard = path / "label" / "c.0.0.0"
     shard.write_bytes(shard.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("damage", [flip_shard, cut_shard])
-def test_a_damaged_shard_is_named(store: ChipStore, damage: Callable[[Path], None]) -> None:
-    damage(store.path)
-    with pytest.raises(ChipStoreError, match=rf"chip {store.table['id'][2]} cannot be read"):
-        open_chips(store.path).verify()
+def lose_while_open(path: Path) -> None:
+    (path / "image" / "c.0.0.0.0").unlink()
 
 
-def lose_chip(path: Path) -> None:
-    (path / "image" / "c" / "3" / "0" / "0" / "0").unlink()
+@pytest.mark.parametrize("damage", [flip_shard, flip_index, cut_while_open, lose_while_open])
+def test_a_damaged_chip_is_named_when_it_is_read(
+    store: ChipStore, damage: Callable[[Path], None]
+) -> None:
+    damage(folder(store))
+    with pytest.raises(ChipStoreError, match=rf"chip {store.table['id'][0]} cannot be read"):
+        store.crop(0, 0, 0, 32)
+
+
+def test_not_one_shard_is_opened_to_open_a_store(store: ChipStore) -> None:
+    """50 000 chips cannot be looked at one by one."""
+    for shard in folder(store).glob("*/c.*"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert len(open_chips(folder(store))) == len(store)
+
+
+def lose_shard(path: Path) -> None:
+    (path / "image" / "c.1.0.0.0").unlink()
+
+
+def cut_shard(path: Path) -> None:
+    shard = path / "label" / "c.1.0.0"
+    shard.write_bytes(shard.read_bytes()[:-20])
+
+
+def store_floats(path: Path) -> None:
+    metadata = path / "image" / "zarr.json"
+    metadata.write_text(metadata.read_text().replace('"uint16"', '"float32"'))
+
+
+def shrink(path: Path) -> None:
+    metadata = path / "image" / "zarr.json"
+    data = json.loads(metadata.read_text())
+    data["shape"][0] = 3
+    metadata.write_text(json.dumps(data))
 
 
 def edit_table(path: Path) -> None:
@@ -138,28 +251,32 @@ def edit_attributes(path: Path, change: Callable[[dict[str, object]], None]) -> 
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda p: shutil.rmtree(p), "no chip store here; run `terrafine label"),
+        (lambda p: shutil.rmtree(p), "no chip store here, or its building"),
         (lambda p: (p / "chips.parquet").unlink(), "no chip store here"),
         (lambda p: (p / "zarr.json").unlink(), "no chip store here"),
         (lambda p: shutil.rmtree(p / "label"), "the chip store is damaged"),
         (lambda p: (p / "zarr.json").write_text("{"), "the chip store is damaged"),
-        (lambda p: (p / "chips.parquet").write_bytes(b"PAR1"), "the chip store is damaged"),
-        (lose_chip, "incomplete: the image of chip epsg32650-r"),
+        (lambda p: (p / "chips.parquet").write_bytes(b"PAR1"), "chips.parquet was edited or dam"),
+        (lose_shard, "incomplete: shard image/c.1.0.0.0 is not there (1 of 12 are missing)"),
+        (cut_shard, "shard label/c.1.0.0 has "),
+        (store_floats, "dtype of array image is float32, uint16 is needed"),
+        (shrink, "shape of array image is (3, 4, 32, 32), (56, 4, 32, 32) is needed"),
+        (lambda p: (p / "shards.json").write_text("{}"), "shards.json was edited"),
         (edit_table, "chips.parquet was edited"),
         (
             lambda p: edit_attributes(p, lambda a: a.update(schema="terrafine-chips-9")),
             "not a chip store of this version: schema",
         ),
         (lambda p: edit_attributes(p, lambda a: a.pop("legend")), "not a chip store of this ver"),
-        (lambda p: edit_attributes(p, lambda a: a.update(chips=3)), "do not hold the 3 chips"),
+        (lambda p: edit_attributes(p, lambda a: a.update(chips=3)), "the store holds 3;"),
     ],
 )
 def test_what_is_no_whole_store_is_refused(
     store: ChipStore, harm: Callable[[Path], object], said: str
 ) -> None:
-    harm(store.path)
+    harm(folder(store))
     with pytest.raises(ChipStoreError) as error:
-        open_chips(store.path)
-    assert str(error.value).startswith(f"{store.path}: ")
+        open_chips(folder(store))
+    assert str(error.value).startswith(f"{store.storage}: ")
     assert said in str(error.value)
     assert "terrafine label SPEC" in str(error.value)

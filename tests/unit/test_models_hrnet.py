@@ -12,7 +12,8 @@ from torch import nn
 from terrafine.errors import ModelError
 from terrafine.models import HRNet, RawInput, RawModel, build_network, describe
 from terrafine.models.describe import receptive_field
-from terrafine.models.hrnet import BatchNorm, Residual
+from terrafine.models.hrnet import Residual
+from terrafine.models.layers import BatchNorm
 from terrafine.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,9 +142,11 @@ def test_a_seed_gives_the_same_first_weights_and_leaves_torchs_own_state_alone()
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("arch", ["unet", "hrnet_w0", "hrnet_w24x"])
+@pytest.mark.parametrize(
+    "arch", ["unet", "hrnet_w0", "hrnet_w24x", "fcdensenet64", "fcdensenet103_k16"]
+)
 def test_an_unknown_architecture_is_refused(arch: str) -> None:
-    with pytest.raises(ModelError, match=r"model\.arch.*hrnet_w<width>"):
+    with pytest.raises(ModelError, match=r"model\.arch.*hrnet_w<width>, unet_w<width>"):
         describe(arch, 4, 7)
 
 

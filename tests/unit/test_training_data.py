@@ -1,15 +1,22 @@
-"""Crops, symmetries, schedule and loss."""
+"""Crops, symmetries, reading ahead, schedule and loss."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from terrafine.errors import TrainingError
 from terrafine.training import Crops, learning_rate
-from terrafine.training.data import SYMMETRIES, WholeChips, as_indexes, batches, symmetry
+from terrafine.training.data import SYMMETRIES, WholeChips, as_indexes, symmetry
+from terrafine.training.feed import AHEAD, read_ahead
 from terrafine.training.loss import IGNORED, WeightedCrossEntropy, counted_target
 from tests.unit.training_scene import LEGEND, Landscape
 
@@ -41,7 +48,7 @@ def test_image_and_label_are_turned_together() -> None:
     source.image[:, 0] = source.label
     for position in range(12):
         image, target = crops(source=source)[position]
-        assert torch.equal(torch.from_numpy(LEGEND.index_table)[image[0].long()], target)
+        assert np.array_equal(LEGEND.index_table[image[0]], target)
 
 
 def test_every_chip_is_cropped_equally_often_in_every_epoch() -> None:
@@ -70,29 +77,76 @@ def test_crops_reach_every_corner_of_the_chip_and_every_symmetry() -> None:
     assert crops(crop=48).place(0)[1:3] == (0, 0)
 
 
+GROUPS = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+
+
 def test_loading_processes_do_not_change_the_batches() -> None:
     def loaded(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(batches(crops(), batch=5, workers=workers, pin_memory=False))
+        return list(read_ahead(crops(), GROUPS, workers=workers, pin_memory=False))
 
     alone, shared = loaded(0), loaded(2)
-    # the last batch is smaller and kept
     assert [len(image) for image, _ in alone] == [5, 5, 2]
+    assert np.array_equal(alone[1][0][0], crops()[5][0])
     for (image, target), (image2, target2) in zip(alone, shared, strict=True):
         assert image.dtype == torch.uint16
         assert torch.equal(image.int(), image2.int())
         assert torch.equal(target, target2)
 
 
+def test_only_a_few_batches_are_read_ahead_and_none_once_training_stops() -> None:
+    source = Landscape()
+    many = [[position] for position in range(12)]
+    with closing(read_ahead(crops(source=source), many, workers=0, pin_memory=False)) as reading:
+        next(reading)
+        # time enough to read all that it will
+        time.sleep(0.5)
+        assert source.crops_read == 1 + AHEAD
+    assert source.crops_read == 1 + AHEAD
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("chips")]
+
+
+class _Dying(Landscape):
+    """As if the machine's memory ran out in a reading process."""
+
+    def crop(self, index: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_lost_reading_process_is_explained() -> None:
+    with pytest.raises(TrainingError, match=r"a process that reads chips stopped .*loader_workers"):
+        list(read_ahead(crops(source=_Dying()), GROUPS, workers=1, pin_memory=False))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_label_that_is_no_class_is_named_with_its_chip(workers: int) -> None:
+    source = Landscape()
+    source.label[2] = 7
+    source.label[2, :, :5] = 0
+    with pytest.raises(TrainingError, match=r"^chip 2 \(field-2\): label code 7 \(\d+ pixels\) is"):
+        list(read_ahead(crops(source=source), GROUPS, workers=workers, pin_memory=False))
+
+
+def test_chip_of_another_type_or_size_is_named() -> None:
+    source = Landscape()
+    source.image = source.image.astype(np.float32)  # type: ignore[assignment]
+    with pytest.raises(TrainingError, match=r"chip \d \(field-\d\): its image is float32"):
+        crops(source=source)[0]
+    source = Landscape()
+    source.label = source.label[:, :40]
+    with pytest.raises(TrainingError, match=r"its label is uint8 \(40, 48\), not uint8 of 48 x 48"):
+        WholeChips(source, as_indexes([0]), LEGEND)[0]
+
+
 def test_validation_chips_are_whole_in_order_and_unturned() -> None:
     source = Landscape()
-    source.label[4, 0, :2] = 0, 7
+    source.label[4, 0, :2] = 0
     chips = WholeChips(source, as_indexes([4, 0]), LEGEND)
     image, target = chips[0]
     assert len(chips) == 2
-    assert np.array_equal(image.numpy(), source.image[4])
-    # neither "no class" nor a code of another legend is a target
+    assert np.array_equal(image, source.image[4])
     assert target[0, :2].tolist() == [IGNORED, IGNORED]
-    assert np.array_equal(LEGEND.code_table[target.numpy()[1:]], source.label[4, 1:])
+    assert np.array_equal(LEGEND.code_table[target[1:]], source.label[4, 1:])
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

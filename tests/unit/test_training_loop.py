@@ -1,14 +1,9 @@
-"""Training learns, repeats itself, and survives being killed."""
+"""Training learns, repeats itself, and says what it cannot be done with."""
 
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +15,13 @@ from torch import nn
 from terrafine.errors import TrainingError
 from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ModelSpec
+from terrafine.storage import Storage
 from terrafine.training import EpochRecord, TrainingResult, choose_device, learning_rate
-from terrafine.training.checkpoint import FILE_NAME
-from terrafine.training.data import WholeChips, as_indexes, batches
+from terrafine.training.checkpoint import Checkpoints
+from terrafine.training.data import WholeChips, as_indexes
 from terrafine.training.evaluate import Evaluation, evaluate
+from terrafine.training.feed import read_ahead
 from terrafine.training.loss import WeightedCrossEntropy
-from tests.unit import training_scene
 from tests.unit.training_scene import (
     CHIPS,
     EPOCHS,
@@ -33,12 +29,13 @@ from tests.unit.training_scene import (
     LEGEND,
     SPEC,
     Landscape,
+    losses,
     run,
     same,
+    small_hrnet,
     tiny_model,
+    with_spec,
 )
-
-CROPS_PER_EPOCH = 4 * SPEC.crops_per_chip + 2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,13 +55,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, 
 
 
 def test_network_learns_the_landscape(tmp_path: Path) -> None:
-    network = build_network(
-        ModelSpec(arch="hrnet_w2", first_norm="batch"), bands=2, classes=len(LEGEND.classes)
-    )
+    model = ModelSpec(arch="hrnet_w2", stem_channels=8, first_norm="batch")
+    network = build_network(model, bands=2, classes=len(LEGEND.classes))
     result = run(
         tmp_path,
         model=RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), network),
-        spec=SPEC.model_copy(update={"crops_per_chip": 10, "learning_rate": 0.2}),
+        spec=with_spec(crops_per_chip=10, learning_rate=0.2),
         epochs=6,
     )
     first, best = result.history[0], result.history[result.best_epoch - 1]
@@ -73,9 +69,10 @@ def test_network_learns_the_landscape(tmp_path: Path) -> None:
     assert result.history[-1].train_loss < 0.75 * first.train_loss
 
 
-def test_validation_after_two_steps_does_not_overflow(finished) -> None:
+def test_validation_after_two_steps_does_not_overflow(tmp_path: Path) -> None:
     """Running statistics are far behind then; over 40 blocks that compounds."""
-    assert finished[0].history[0].validation_loss < 1e4
+    result = run(tmp_path, model=small_hrnet(), epochs=1)
+    assert result.history[0].validation_loss < 1e4
 
 
 def test_history_has_a_record_of_every_epoch_that_goes_into_json(finished) -> None:
@@ -87,6 +84,7 @@ def test_history_has_a_record_of_every_epoch_that_goes_into_json(finished) -> No
         assert list(json.loads(record.model_dump_json())["validation_recall"]) == list(LEGEND.names)
         assert record.seconds > 0
         assert record.pixels_per_second > 0
+        assert 0 <= record.loader_wait < 1
     # two steps in every epoch
     rates = [r.learning_rate for r in result.history]
     expected = [learning_rate("poly", SPEC.learning_rate, 2 * i, 2 * EPOCHS) for i in range(EPOCHS)]
@@ -149,7 +147,7 @@ def test_recall_is_of_the_products_classes_not_of_the_networks() -> None:
     chips = WholeChips(source, as_indexes([4, 5]), LEGEND)
     found = evaluate(
         model,
-        batches(chips, batch=1, workers=0, pin_memory=False),
+        read_ahead(chips, [[0], [1]], workers=0, pin_memory=False),
         WeightedCrossEntropy((1.0, 1.0, 3.0)),
         device=torch.device("cpu"),
         autocast=torch.autocast("cpu", enabled=False),
@@ -178,115 +176,56 @@ def test_torchs_own_settings_are_left_as_they_were(finished, tmp_path: Path) -> 
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("crops_into_third_epoch", [0, 5])
-def test_killed_training_goes_on_after_the_last_full_epoch_and_ends_the_same(
-    finished, tmp_path: Path, crops_into_third_epoch: int
-) -> None:
-    stop = 2 * CROPS_PER_EPOCH + crops_into_third_epoch
-    mark = tmp_path / "stalled"
-    root = Path(training_scene.__file__).parents[2]
-    child = subprocess.Popen(
-        [sys.executable, training_scene.__file__, str(tmp_path), str(stop)],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        stdout=subprocess.DEVNULL,
+class Poisoned(nn.Module):
+    """Stands for a network whose loss is no number on crops of the chip marked so."""
+
+    MARK = 64000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.healthy = tiny_model().network
+
+    def forward(self, scaled: torch.Tensor) -> torch.Tensor:
+        marked = (scaled[:, :1] * 160 + 500 > self.MARK - 1).flatten(1).any(dim=1)
+        logits: torch.Tensor = self.healthy(scaled)
+        return torch.where(marked[:, None, None, None], torch.nan, logits)
+
+
+def marked_landscape() -> Landscape:
+    source = Landscape()
+    source.image[2] = Poisoned.MARK
+    return source
+
+
+def poisoned_model() -> RawModel:
+    return RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), Poisoned())
+
+
+def test_loss_that_is_no_number_stops_training_and_names_step_and_chips(tmp_path: Path) -> None:
+    source = marked_landscape()
+    spec = with_spec(batch=1, checkpoint_steps=1)
+    says = (
+        r"epoch 1, step (\d) \(\1 in all\): the loss is nan on chips 2 \(field-2\); .*learning_rate"
     )
-    try:
-        deadline = time.monotonic() + 120
-        while not mark.exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        child.kill()
-    assert child.wait() == -signal.SIGKILL
-    assert mark.exists()
-    result, _ = finished
-    source = Landscape()
-    # other first weights: what counts is in the checkpoint
-    resumed = run(tmp_path, source, model=tiny_model(seed=8))
-    assert source.crops_read == 2 * CROPS_PER_EPOCH
-    assert resumed.best_epoch == result.best_epoch
-    assert same(resumed.best_state, result.best_state)
-    ours = torch.load(tmp_path / FILE_NAME, weights_only=True)
-    whole = torch.load(finished[1] / FILE_NAME, weights_only=True)
-    assert same(ours["model"], whole["model"])
-    timing = {"seconds", "pixels_per_second"}
-    assert [r.model_dump(exclude=timing) for r in resumed.history] == [
-        r.model_dump(exclude=timing) for r in result.history
-    ]
+    with pytest.raises(TrainingError, match=says) as caught:
+        run(tmp_path, source, model=poisoned_model(), spec=spec, train=[2, 0, 1, 3])
+    step = losses(tmp_path)[-1][0]
+    assert f"step {step + 1} (" in str(caught.value)
+    assert f"the checkpoint of step {step} is kept in {tmp_path}" in str(caught.value)
+    # the last good state is there, and healthy
+    kept = Checkpoints(Storage.at(tmp_path)).newest()
+    assert kept is not None
+    assert kept.step == step
+    assert all(torch.isfinite(value).all() for value in kept.model.values())
 
 
-def test_finished_training_is_not_repeated(finished) -> None:
-    result, folder = finished
-    source = Landscape()
-    again = run(folder, source)
-    assert source.crops_read == 0
-    assert again.history == result.history
-    assert same(again.best_state, result.best_state)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seed": 4},
-        {"epochs": EPOCHS + 1},
-        {"train": [0, 1, 2]},
-        {"class_weights": (1.0, 1.0, 1.0)},
-        {"spec": SPEC.model_copy(update={"learning_rate": 0.1})},
-    ],
-)
-def test_checkpoint_of_another_training_is_refused(finished, changes: dict) -> None:
-    with pytest.raises(TrainingError, match=r"last\.pt: .*another|other settings.*delete it"):
-        run(finished[1], **changes)
-
-
-def test_another_number_of_loading_processes_is_the_same_training(finished) -> None:
-    result, folder = finished
-    again = run(folder, spec=SPEC.model_copy(update={"loader_workers": 2, "device": "auto"}))
-    assert again.history == result.history
-
-
-def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(b"PK\x03\x04 half a file")
-    with pytest.raises(TrainingError, match=r"last\.pt: the checkpoint cannot be read"):
-        run(tmp_path)
-
-
-def test_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
-    class Payload:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "owned"),))
-
-    torch.save({"fingerprint": Payload()}, tmp_path / FILE_NAME)
-    with pytest.raises(TrainingError, match="cannot be read"):
-        run(tmp_path)
-    assert not (tmp_path / "owned").exists()
-
-
-def test_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_file(finished, tmp_path) -> None:
-    content = (finished[1] / FILE_NAME).read_bytes()
-    run(tmp_path, epochs=1, spec=SPEC.model_copy(update={"schedule": "constant"}))
-    before = (tmp_path / FILE_NAME).read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
-    try:
-        with pytest.raises(TrainingError, match=r"checkpoint cannot be written: .*free space"):
-            run(tmp_path / "new", epochs=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list((tmp_path / "new").iterdir()) == []
-    assert (tmp_path / FILE_NAME).read_bytes() == before
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainingError, match="file/folder"):
-        run(tmp_path / "file" / "folder", epochs=1)
-
-
-def test_loss_that_is_no_number_stops_training_and_names_epoch_and_step(tmp_path: Path) -> None:
-    source = Landscape()
-    with pytest.raises(TrainingError, match=r"epoch 1, step [12]: the loss is (nan|inf).*rate"):
-        run(tmp_path, source, spec=SPEC.model_copy(update={"learning_rate": 1e30}))
-    assert not (tmp_path / FILE_NAME).exists()
+def test_all_chips_of_the_bad_batch_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"epoch 1, step [12] .*no checkpoint yet") as caught:
+        run(tmp_path, marked_landscape(), model=poisoned_model(), spec=with_spec(batch=7))
+    named = set(re.findall(r"(\d) \(field-\1\)", str(caught.value)))
+    assert "2" in named
+    assert named <= set("0123")
+    assert list(tmp_path.rglob("*.pt")) == []
 
 
 def test_missing_and_unlabelled_pixels_do_not_count(tmp_path: Path) -> None:
@@ -315,10 +254,17 @@ def test_chips_without_any_label_cannot_be_trained_on(tmp_path: Path) -> None:
         run(tmp_path / "validation", source, epochs=1)
 
 
+def test_label_that_is_no_class_stops_training_and_is_named(tmp_path: Path) -> None:
+    source = Landscape()
+    source.label[5, 0, 0] = 7
+    with pytest.raises(TrainingError, match=r"chip 5 \(field-5\): label code 7 \(1 pixels\)"):
+        run(tmp_path, source)
+
+
 def test_one_chip_without_labels_among_others_is_harmless(tmp_path: Path) -> None:
     source = Landscape()
     source.label[0] = 0
-    spec = SPEC.model_copy(update={"batch": 1})
+    spec = with_spec(batch=1)
     result = run(tmp_path, source, spec=spec, epochs=1, train=[0, 1])
     assert np.isfinite(result.history[0].train_loss)
 
@@ -329,7 +275,7 @@ def test_one_chip_without_labels_among_others_is_harmless(tmp_path: Path) -> Non
         ({"train": []}, "no training chip"),
         ({"validation": []}, "no validation chip"),
         ({"validation": [CHIPS]}, f"validation chip {CHIPS} is not in the chip store"),
-        ({"spec": SPEC.model_copy(update={"crop": 64})}, "crop 64 is larger than the chips"),
+        ({"spec": with_spec(crop=64)}, "crop 64 is larger than the chips"),
         ({"class_weights": (1.0, 1.0)}, "2 class weights for the 3 classes"),
     ],
 )
@@ -342,7 +288,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 
 
 def test_half_precision_takes_nearly_the_same_way_with_weights_in_full(finished, tmp_path) -> None:
-    result = run(tmp_path, spec=SPEC.model_copy(update={"precision": "bf16"}))
+    result = run(tmp_path, spec=with_spec(precision="bf16"))
     first, in_full = result.history[0].train_loss, finished[0].history[0].train_loss
     assert first == pytest.approx(in_full, rel=0.05)
     assert first != in_full
@@ -358,6 +304,6 @@ def test_cuda_is_named_where_there_is_none() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_code_trains_on_cuda(tmp_path: Path) -> None:
-    result = run(tmp_path, spec=SPEC.model_copy(update={"device": "cuda"}))
+    result = run(tmp_path, spec=with_spec(device="cuda"))
     assert result.history[-1].train_loss < result.history[0].train_loss
     assert all(t.device.type == "cpu" for t in result.best_state.values())

@@ -5,17 +5,20 @@ Run as a script it trains until it is killed: ``training_scene.py FOLDER STOP_AF
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from terrafine.legend import Legend
 from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ModelSpec, TrainingSpec
-from terrafine.training import TrainingResult, train
+from terrafine.storage import Storage
+from terrafine.training import STEPS, TrainingResult, train
 
 FILL = 65535
 SIZE = 48
@@ -57,6 +60,9 @@ class Landscape:
     def __len__(self) -> int:
         return len(self.image)
 
+    def name(self, index: int) -> str:
+        return f"field-{index}"
+
     def crop(self, index: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         self.crops_read += 1
         rows, cols = slice(row, row + size), slice(col, col + size)
@@ -64,24 +70,63 @@ class Landscape:
 
 
 class Stalling(Landscape):
-    """A source that says so and hangs after so many crops, for the parent to kill."""
+    """A source that hangs after so many crops, for the parent to kill."""
 
-    def __init__(self, after: int, mark: Path) -> None:
+    def __init__(self, after: int) -> None:
         super().__init__()
-        self.after, self.mark = after, mark
+        self.after = after
 
     def crop(self, index: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         if self.crops_read == self.after:
-            self.mark.touch()
             time.sleep(600)
         return super().crop(index, row, col, size)
 
 
-def tiny_model(seed: int = 0, bands: int = 2) -> RawModel:
-    network = build_network(
-        ModelSpec(arch="hrnet_w2", stem_strides=(2, 2)), bands=bands, classes=3, seed=seed
-    )
-    return RawModel(RawInput([500.0] * bands, [160.0] * bands, FILL), network)
+class StopAfter:
+    """Stops a training, on every worker, once this step is safe."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def step(self, record: object) -> None: ...
+
+    def epoch(self, record: object) -> None: ...
+
+    def checkpoint(self, step: int) -> None:
+        if step == self.last:
+            raise KeyboardInterrupt
+
+
+class FewLayers(nn.Sequential):
+    """Convolutions with batch norm and dropout: what a training has to carry along, in little."""
+
+    def __init__(self, bands: int, *, dropout: float, ballast: int = 0) -> None:
+        super().__init__(
+            nn.Conv2d(bands, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(8, len(LEGEND.classes), 1),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+        )
+        # makes checkpoints larger
+        self.register_buffer("ballast", torch.randn(ballast))
+
+
+def tiny_model(seed: int = 0, *, dropout: float = 0.2, ballast: int = 0) -> RawModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = FewLayers(2, dropout=dropout, ballast=ballast)
+    return RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), network)
+
+
+def small_hrnet(seed: int = 0) -> RawModel:
+    model = ModelSpec(arch="hrnet_w2", stem_channels=8, stem_strides=(2, 2))
+    network = build_network(model, bands=2, classes=3, seed=seed)
+    return RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), network)
 
 
 def run(folder: Path, source: Landscape | None = None, **changes: object) -> TrainingResult:
@@ -95,10 +140,20 @@ def run(folder: Path, source: Landscape | None = None, **changes: object) -> Tra
         "spec": SPEC,
         "epochs": EPOCHS,
         "seed": 3,
-        "checkpoints": folder,
+        "storage": Storage.at(folder),
         "heading": "train",
     }
     return train(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def with_spec(**changes: object) -> TrainingSpec:
+    return SPEC.model_copy(update=changes)
+
+
+def losses(folder: Path) -> list[tuple[int, str]]:
+    """Step and loss of every row of a training's curve."""
+    with (folder / STEPS).open() as file:
+        return [(int(row["step"]), row["loss"]) for row in csv.DictReader(file)]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -107,5 +162,4 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    target = Path(sys.argv[1])
-    run(target, Stalling(int(sys.argv[2]), target / "stalled"))
+    run(Path(sys.argv[1]), Stalling(int(sys.argv[2])), spec=with_spec(checkpoint_steps=1))

@@ -1,0 +1,252 @@
+"""How much better than its labels a recipe maps, where the truth is known.
+
+    python benchmarks/accuracy.py landscape --into runs/accuracy
+    python benchmarks/accuracy.py zion --data ../shared/data/zion_l8_nlcd2011
+    python benchmarks/accuracy.py landscape --ablations --seeds 0 1   # what each part brings
+
+On the same held-out blocks: the label product, the paper's recipe, ours, and the oracle, which is
+the same network trained on the finest labels. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from terrafine.comparison import (
+    Cell,
+    Comparison,
+    Row,
+    measure,
+    read_plan,
+    run_cells,
+    to_markdown,
+    to_rich,
+)
+from terrafine.datasets import coarse_product
+from terrafine.landscape import generate
+from terrafine.progress import progress
+from terrafine.recipes import overlaid
+from terrafine.spec import load_spec
+from terrafine.stages import Job, Manifest
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+PAPER, OURS, ORACLE = "paper", "terrafine", "oracle"
+# Of Dong et al. 2020: 86.34 - 81.24.
+PAPER_GAIN = 0.0510
+MORE_THAN_PAPER = 0.02
+WAY_TO_ORACLE = 0.70
+
+
+def variants(truth: Mapping[str, Any], *, ablations: bool) -> dict[str, dict[str, Any]]:
+    """Variant -> keys of the spec; the first is what the others are compared with."""
+    found: dict[str, dict[str, Any]] = {
+        PAPER: {"recipe": "dong2020"},
+        OURS: {"recipe": "terrafine"},
+        # an oracle's labels are as fine as the image
+        ORACLE: {"recipe": "terrafine", "labels": dict(truth), "training": {"label_window": 1}},
+    }
+    if ablations:
+        found |= {
+            "paper-batch-norm": {"recipe": "dong2020", "model": {"first_norm": "batch"}},
+            "paper-no-weight": {"recipe": "dong2020", "training": {"class_weights": {}}},
+            "paper-no-clahe": {"recipe": "dong2020", "map": {"enhance": {"enabled": False}}},
+            "paper-no-filter": {"recipe": "dong2020", "filter": {"min_agreement": 0.0}},
+            "ours-window-1": {"recipe": "terrafine", "training": {"label_window": 1}},
+            "ours-window-5": {"recipe": "terrafine", "training": {"label_window": 5}},
+            "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
+        }
+    return found
+
+
+def landscape(into: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Spec of a generated landscape (made where it is not there yet), and the oracle's labels."""
+    root = into / "data"
+    if not (root / "spec.yaml").exists():
+        with progress("landscape", total=1, unit="landscape") as task:
+            generate(root, seed=options.landscape_seed, size=options.size, scenes=options.scenes)
+            task.advance()
+    settings = {"map": {"core": 256, "halo": 64, "shard": 1024, "enhance": {"block": 256}}}
+    spec = _write_spec(root / "spec.yaml", root / "benchmark.yaml", options, settings)
+    return spec, {"file": "train/truth.tif", "crosswalk": "seven"}
+
+
+def zion(into: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Spec of the Zion scene with a coarse product made from its map, and that map."""
+    root = into / "data"
+    root.mkdir(parents=True, exist_ok=True)
+    for file in sorted(options.data.glob("*.tif")):
+        shutil.copyfile(file, root / file.name)
+    example = ROOT / "examples" / "zion.yaml"
+    truth = yaml.safe_load(example.read_text())["labels"]
+    reference = load_spec(example).assess.reference
+    coarse_product(reference, root, root / "coarse.tif", seed=options.landscape_seed)
+    labels = {"labels": {"file": "coarse.tif", "crosswalk": "FROM-GLC10"}}
+    source = yaml.safe_load(example.read_text())
+    del source["labels"]
+    (root / "spec.yaml").write_text(yaml.safe_dump(source | labels, sort_keys=False))
+    return _write_spec(root / "spec.yaml", root / "benchmark.yaml", options, {}), truth
+
+
+def _write_spec(
+    source: Path, target: Path, options: argparse.Namespace, settings: Mapping[str, Any]
+) -> Path:
+    """The scale of the benchmark over a spec."""
+    spec = yaml.safe_load(source.read_text())
+    # left to the recipe
+    spec.get("model", {}).pop("first_norm", None)
+    scale: dict[str, Any] = {
+        "chips": {"size": options.chip, "block": 1, "validation_fraction": 0.25},
+        "model": {"arch": options.arch, "stem_channels": options.stem_channels},
+        "training": {
+            "epochs": options.epochs,
+            "preliminary_epochs": options.preliminary_epochs,
+            "batch": 8,
+            "crop": options.crop,
+            "crops_per_chip": options.crops_per_chip,
+            "learning_rate": options.learning_rate,
+            "weight_decay": 0.0,
+            "precision": options.precision,
+        },
+    }
+    whole = overlaid(overlaid(spec, scale), settings)
+    target.write_text(yaml.safe_dump(whole, sort_keys=False))
+    return target
+
+
+class _Lines:
+    """Tells how the comparison gets on."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def cell(self, cell: Cell, number: int, total: int) -> None:
+        self._console.print(f"[bold]{number}/{total} {cell}[/]")
+
+    def stage(self, manifest: Manifest, *, was_done: bool) -> None:
+        took = "done before" if was_done else f"{manifest.seconds:.0f} s"
+        self._console.print(f"  {manifest.stage}: {took}")
+
+    def failed(self, error: str) -> None:
+        self._console.print(f"  [red]{error}[/]")
+
+
+def findings(comparison: Comparison) -> dict[str, Any]:
+    """The aims of the project beside what was found; shares of 1, None where undefined."""
+    product = None if comparison.product is None else comparison.product.overall_accuracy.value
+    found = {row.variant: _accuracy(row) for row in comparison.rows}
+    paper, ours, oracle = (found.get(name) for name in (PAPER, OURS, ORACLE))
+    gain = _minus(paper, product)
+    more = _minus(ours, paper)
+    above, reach = _minus(ours, product), _minus(oracle, product)
+    way = above / reach if above is not None and reach is not None and reach > 0 else None
+    return {
+        "product": product,
+        "paper": paper,
+        "terrafine": ours,
+        "oracle": oracle,
+        "paper_over_product": {"found": gain, "aim": PAPER_GAIN},
+        "terrafine_over_paper": {"found": more, "aim": MORE_THAN_PAPER},
+        "way_from_product_to_oracle": {"found": way, "aim": WAY_TO_ORACLE},
+    }
+
+
+def _accuracy(row: Row) -> float | None:
+    return None if row.report is None else row.report.overall_accuracy.value
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def aims_table(found: Mapping[str, Any]) -> Table:
+    table = Table("aim", "at least", "found", title="Aims", title_justify="left")
+    for key, text in (
+        ("paper_over_product", "paper's recipe over the label product, points"),
+        ("terrafine_over_paper", "ours over the paper's recipe, points"),
+        ("way_from_product_to_oracle", "way from the labels to the oracle, %"),
+    ):
+        value = found[key]["found"]
+        shown = "undefined" if value is None else f"{100 * value:+.1f}"
+        table.add_row(text, f"{100 * found[key]['aim']:+.1f}", shown)
+    return table
+
+
+def main() -> None:
+    options = _options()
+    into = options.into / options.scene
+    into.mkdir(parents=True, exist_ok=True)
+    make = {"landscape": landscape, "zion": zion}[options.scene]
+    spec_file, truth = make(into, options)
+    file = spec_file.with_name(f"{options.scene}.yaml")
+    content = {
+        "base": spec_file.name,
+        "seeds": options.seeds,
+        "variants": variants(truth, ablations=options.ablations),
+    }
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    plan = read_plan(file)
+    console = Console()
+    outcomes = run_cells(
+        plan, lambda spec: Job(spec, spec_file.parent, into / "work"), _Lines(console)
+    )
+    comparison = measure(plan, outcomes)
+    found = findings(comparison)
+    console.print(to_rich(comparison))
+    console.print(aims_table(found))
+    result = {
+        "benchmark": "accuracy",
+        "scene": options.scene,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "settings": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
+        "aims": found,
+        "comparison": json.loads(comparison.model_dump_json()),
+    }
+    target = options.json or RESULTS / f"accuracy_{options.scene}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1))
+    (into / "comparison.md").write_text(to_markdown(comparison))
+    console.print(f"written: {target}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scene", choices=("landscape", "zion"))
+    parser.add_argument("--into", type=Path, default=Path("runs/accuracy"), help="work folder")
+    parser.add_argument("--data", type=Path, help="folder of the Zion scene")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
+    parser.add_argument("--ablations", action="store_true", help="also each part of the recipes")
+    parser.add_argument("--landscape-seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=1024, help="pixels a side of a scene")
+    parser.add_argument("--scenes", type=int, default=3)
+    parser.add_argument("--arch", default="hrnet_w8")
+    parser.add_argument("--stem-channels", type=int, default=16)
+    parser.add_argument("--chip", type=int, default=256)
+    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--crops-per-chip", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--preliminary-epochs", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    options = parser.parse_args()
+    if options.scene == "zion" and options.data is None:
+        parser.error("--data: give the folder of the Zion scene")
+    return options
+
+
+if __name__ == "__main__":
+    main()

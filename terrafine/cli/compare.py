@@ -1,0 +1,126 @@
+"""``terrafine compare``: a spec in several variants, measured on the same held-out samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from serving.engines import on_engines
+from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
+from terrafine.comparison import (
+    Cell,
+    Comparison,
+    Plan,
+    chart_png,
+    measure,
+    read_plan,
+    run_cells,
+    stages_done,
+    to_csv,
+    to_markdown,
+    to_rich,
+)
+from terrafine.spec import MapSpec, data_root
+from terrafine.stages import Job, Manifest, open_reference
+from terrafine.storage import Storage
+
+FAILED = 1
+
+
+def compare(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="comparison file, or a spec for the paper's matrix"),
+    ],
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say which cells would run, and stop")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and assess a spec in several variants; cells that are done are not run again.
+
+    FILE is a comparison (`base: spec.yaml`, `seeds: [0, 1]`, `variants: {name: {keys of the spec
+    that it sets otherwise}}`; the first variant is the one compared with), or an ordinary spec:
+    then the networks, the norm, the impervious weight and the filter of Dong et al. 2020 are
+    varied one at a time. Tables, JSON and a chart go to WORKDIR/compare/<name of FILE>. A cell
+    that fails is reported, the others go on, and the exit code is 1.
+
+    Examples: `terrafine compare examples/zion.yaml --data ../shared/data/zion_l8_nlcd2011
+    --dry-run`, `terrafine compare networks.yaml --json`
+    """
+    plan = read_plan(file)
+    data_folder = data_root(plan.spec_file, data)
+    place = (workdir or Path("runs") / plan.base.name).resolve()
+
+    def open_job(spec: MapSpec) -> Job:
+        return on_engines(Job(spec, data_folder, place))
+
+    if dry_run:
+        _show_plan(plan, [(c, stages_done(open_job(c.spec))) for c in plan.cells], as_json)
+        return
+    open_reference(plan.base, data_folder)  # before hours of work
+    outcomes = run_cells(plan, open_job, _Lines(Console(stderr=True, quiet=as_json)))
+    comparison = measure(plan, outcomes)
+    folder = place / "compare" / plan.name
+    _write(comparison, folder)
+    if as_json:
+        typer.echo(comparison.model_dump_json(indent=2))
+    else:
+        console = Console()
+        console.print(to_rich(comparison))
+        console.print(f"written: {folder}/comparison.{{md,csv,json,png}}", soft_wrap=True)
+    if comparison.failed:
+        raise typer.Exit(FAILED)
+
+
+class _Lines:
+    """A line for each cell and each of its stages; stages draw their own bars in between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def cell(self, cell: Cell, number: int, total: int) -> None:
+        """A cell begins."""
+        self._console.print(f"[bold]\\[{number}/{total}] {escape(str(cell))}[/]")
+
+    def stage(self, manifest: Manifest, *, was_done: bool) -> None:
+        """A stage of it is done."""
+        took = "done before" if was_done else f"{manifest.seconds:.1f} s"
+        ends = [manifest.metrics.get(f"map_oa{end}") for end in ("", "_low", "_high")]
+        shown = " ".join(f"{100 * float(end):.1f}" for end in ends if end is not None)
+        of = f"  [dim]overall accuracy, %: {shown}[/]" if shown else ""
+        self._console.print(f"[green]✓[/] {manifest.stage:<18} {took:>11}{of}")
+
+    def failed(self, error: str) -> None:
+        """The cell came to nothing."""
+        self._console.print(f"[red]✗[/] {escape(error)}")
+
+
+def _show_plan(plan: Plan, done: list[tuple[Cell, dict[str, bool]]], as_json: bool) -> None:
+    if as_json:
+        cells = [
+            {"variant": cell.variant, "seed": cell.seed, "done": stages} for cell, stages in done
+        ]
+        typer.echo(json.dumps({"name": plan.name, "cells": cells}, indent=2))
+        return
+    table = Table("variant", "seed", "network", "to do", title=f"Comparison {plan.name}")
+    for cell, stages in done:
+        to_do = ", ".join(name for name, finished in stages.items() if not finished)
+        table.add_row(cell.variant, str(cell.seed), cell.spec.model.arch, to_do or "done")
+    Console().print(table)
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    storage = Storage.at(folder)
+    storage.write("comparison.md", to_markdown(comparison).encode())
+    storage.write("comparison.csv", to_csv(comparison).encode())
+    storage.write("comparison.json", comparison.model_dump_json(indent=2).encode())
+    storage.write("comparison.png", chart_png(comparison))

@@ -1,0 +1,26 @@
+"""Comparisons: one spec in several variants, assessed on the same held-out samples."""
+
+from terrafine.comparison.chart import chart_png
+from terrafine.comparison.matrix import paper_matrix
+from terrafine.comparison.measure import Comparison, Row, measure
+from terrafine.comparison.plan import Cell, Plan, read_plan
+from terrafine.comparison.run import CellOutcome, Watch, run_cells, stages_done
+from terrafine.comparison.tables import to_csv, to_markdown, to_rich
+
+__all__ = [
+    "Cell",
+    "CellOutcome",
+    "Comparison",
+    "Plan",
+    "Row",
+    "Watch",
+    "chart_png",
+    "measure",
+    "paper_matrix",
+    "read_plan",
+    "run_cells",
+    "stages_done",
+    "to_csv",
+    "to_markdown",
+    "to_rich",
+]

@@ -1,0 +1,170 @@
+"""What the cells of a comparison reached.
+
+The seeds of a variant are pooled; a block of pixels (or a point) that several of them held out is
+one unit of the bootstrap, since it says nothing new each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+import terrafine
+from terrafine.accuracy import AccuracyReport, PairedComparison
+from terrafine.comparison.held_out import PRODUCT, Pair, Zones, pooled, sample_pairs
+from terrafine.comparison.plan import Plan
+from terrafine.comparison.run import CellOutcome
+from terrafine.models import describe_spec
+from terrafine.stages import Job, Manifest
+from terrafine.stages.assess import paired, report
+
+
+class Frozen(BaseModel):
+    """Base of everything a comparison is made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(Frozen):
+    """What a variant's network costs, as :func:`terrafine.models.describe` counts it."""
+
+    arch: str
+    parameters: int
+    macs_per_pixel: int
+    receptive_field: int
+
+
+class Row(Frozen):
+    """One variant.
+
+    ``report``: of all its finished seeds together, as are ``against_product`` and, of the seeds
+    that the first variant finished too, ``against_first``; ``at_edges``: of the pixels beside an
+    edge of a raster reference; ``accuracy_by_seed``: overall accuracy;
+    ``models``: seed -> digest of the model; ``train_seconds`` and ``preliminary_seconds``: means
+    over the seeds of the two trainings; ``errors``: seed -> why a cell came to nothing.
+    """
+
+    variant: str
+    network: Network
+    report: AccuracyReport | None
+    at_edges: AccuracyReport | None
+    against_product: PairedComparison | None
+    against_first: PairedComparison | None
+    accuracy_by_seed: dict[int, float | None]
+    models: dict[int, str]
+    train_seconds: float | None
+    preliminary_seconds: float | None
+    errors: dict[int, str]
+
+
+class Comparison(Frozen):
+    """All variants of a comparison; ``product``: the label product on the first one's samples, and
+    ``product_at_edges`` on those of them beside an edge."""
+
+    name: str
+    base: str
+    terrafine: str
+    seeds: tuple[int, ...]
+    product: AccuracyReport | None
+    product_at_edges: AccuracyReport | None
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any cell came to nothing."""
+        return any(row.errors for row in self.rows)
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Samples of each pair of maps, seed by seed."""
+
+    by_pair: Mapping[Pair, Mapping[int, Zones]]
+    job: Job
+    """any: all assess alike"""
+
+    def seeds(self, pair: Pair) -> Mapping[int, Zones]:
+        return self.by_pair.get(pair, {})
+
+    def report(self, pair: Pair) -> AccuracyReport | None:
+        zones = self.seeds(pair).values()
+        return report(self.job, pooled(zones), pair[0]) if zones else None
+
+    def report_of_other(self, pair: Pair) -> AccuracyReport | None:
+        zones = self.seeds(pair).values()
+        return report(self.job, pooled(zones).of_other(), pair[1]) if zones else None
+
+    def paired(self, pair: Pair) -> PairedComparison | None:
+        zones = self.seeds(pair).values()
+        return paired(self.job, pooled(zones), *pair) if zones else None
+
+    def accuracy_by_seed(self, pair: Pair) -> dict[int, float | None]:
+        return {
+            seed: report(self.job, pooled([zones]), pair[0]).overall_accuracy.value
+            for seed, zones in self.seeds(pair).items()
+        }
+
+
+def measure(plan: Plan, outcomes: Sequence[CellOutcome]) -> Comparison:
+    """Compare what the cells wrote down; nothing is trained or mapped.
+
+    AccuracyError when the cells of a seed have no place in common that they all held out.
+    """
+    first = plan.variants[0]
+    pools, edges = (_pools(plan, outcomes, first, near_edges=near) for near in (False, True))
+    measured = [v for v in plan.variants if (v, PRODUCT) in pools.by_pair]
+    return Comparison(
+        name=plan.name,
+        base=plan.base.name,
+        terrafine=terrafine.__version__,
+        seeds=plan.seeds,
+        product=pools.report_of_other((measured[0], PRODUCT)) if measured else None,
+        product_at_edges=edges.report_of_other((measured[0], PRODUCT)) if measured else None,
+        rows=tuple(
+            _row([o for o in outcomes if o.cell.variant == variant], pools, edges, first)
+            for variant in plan.variants
+        ),
+    )
+
+
+def _pools(plan: Plan, outcomes: Sequence[CellOutcome], first: str, *, near_edges: bool) -> _Pools:
+    by_pair: dict[Pair, dict[int, Zones]] = {}
+    for seed in plan.seeds:
+        done = [o for o in outcomes if o.cell.seed == seed and o.error is None]
+        found = sample_pairs(done, first, near_edges=near_edges) if done else {}
+        for pair, zones in found.items():
+            by_pair.setdefault(pair, {})[seed] = zones
+    return _Pools(by_pair, outcomes[0].job)
+
+
+def _row(outcomes: Sequence[CellOutcome], pools: _Pools, edges: _Pools, first: str) -> Row:
+    cell = outcomes[0].cell
+    with_product = (cell.variant, PRODUCT)
+    done = [o for o in outcomes if o.error is None]
+    return Row(
+        variant=cell.variant,
+        network=_network(outcomes[0]),
+        report=pools.report(with_product),
+        at_edges=edges.report(with_product),
+        against_product=pools.paired(with_product),
+        against_first=pools.paired((cell.variant, first)),
+        accuracy_by_seed=pools.accuracy_by_seed(with_product),
+        models={o.cell.seed: str(o.stages["assess"].metrics["model"]) for o in done},
+        train_seconds=_mean_seconds([o.stages["train"] for o in done]),
+        preliminary_seconds=_mean_seconds([o.stages["train-preliminary"] for o in done]),
+        errors={o.cell.seed: o.error for o in outcomes if o.error is not None},
+    )
+
+
+def _network(outcome: CellOutcome) -> Network:
+    spec = outcome.cell.spec
+    found = describe_spec(
+        spec.model, bands=len(spec.imagery.bands), classes=len(spec.resolve_legend().classes)
+    )
+    return Network(**{key: found[key] for key in Network.model_fields})
+
+
+def _mean_seconds(manifests: Sequence[Manifest]) -> float | None:
+    return sum(m.seconds for m in manifests) / len(manifests) if manifests else None

@@ -1,0 +1,145 @@
+"""Which specs a comparison runs: from a comparison file, or the paper's matrix around a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from terrafine.comparison.matrix import paper_matrix
+from terrafine.errors import SpecError
+from terrafine.recipes import overlaid
+from terrafine.spec import DataPath, MapSpec, Name, Section, parse_spec
+from terrafine.spec_errors import explain_validation
+
+
+def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {', '.join(map(str, seeds))}: one is named twice")
+    return seeds
+
+
+class ComparisonSpec(Section):
+    """A comparison file. The first variant is the one that the others are compared with."""
+
+    base: DataPath = Field(description="spec that all variants start from, beside this file")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
+        (), description="each variant is run with each; default: the base's"
+    )
+    variants: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)] = Field(
+        description="name -> keys of the spec that it sets otherwise than the base"
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant with one seed."""
+
+    variant: str
+    spec: MapSpec
+
+    @property
+    def seed(self) -> int:
+        """What everything random in it is drawn from."""
+        return self.spec.seed
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison that can be run: ``cells`` seed by seed, ``spec_file`` that of the base."""
+
+    name: str
+    base: MapSpec
+    spec_file: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        return tuple(dict.fromkeys(cell.variant for cell in self.cells))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In the order of the file."""
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+
+def read_plan(file: Path) -> Plan:
+    """The comparison of a comparison file, or the paper's matrix around an ordinary spec.
+
+    Every variant is checked before any is run: SpecError names the file, the variant, the key and
+    the remedy.
+    """
+    data = _mapping(file)
+    if "variants" not in data:
+        return _plan(file, file, data, None)
+    try:
+        comparison = ComparisonSpec.model_validate(data)
+    except ValidationError as error:
+        schema = ComparisonSpec.model_json_schema()
+        raise SpecError(f"{file}: " + "; ".join(explain_validation(error, schema))) from error
+    spec_file = file.parent / comparison.base
+    return _plan(file, spec_file, _mapping(spec_file), comparison)
+
+
+def _plan(
+    file: Path, spec_file: Path, data: Mapping[str, Any], comparison: ComparisonSpec | None
+) -> Plan:
+    base = _parsed(data, where=str(spec_file))
+    changes = comparison.variants if comparison else paper_matrix(base)
+    seeds = (comparison.seeds if comparison else ()) or (base.seed,)
+    cells = tuple(
+        Cell(
+            variant,
+            _parsed(
+                overlaid(overlaid(data, override or {}), {"seed": seed}),
+                where=f"{file}: variant {variant}",
+            ),
+        )
+        for seed in seeds
+        for variant, override in changes.items()
+    )
+    for variant, override in changes.items():
+        if "seed" in (override or {}):
+            raise SpecError(f"{file}: variant {variant}: seed is set by `seeds`, for all variants")
+    _require_one_yardstick(file, cells)
+    return Plan(file.stem, base, spec_file, cells)
+
+
+def _require_one_yardstick(file: Path, cells: tuple[Cell, ...]) -> None:
+    """All variants are measured in the same way, or their figures mean different things."""
+    first = cells[0]
+    for cell in cells:
+        for key in ("assess", "legend"):
+            if getattr(cell.spec, key) != getattr(first.spec, key):
+                raise SpecError(
+                    f"{file}: variant {cell.variant} has another `{key}` than {first.variant}; "
+                    "variants are compared on the same reference samples: change it in the base"
+                )
+
+
+def _parsed(data: Mapping[str, Any], *, where: str) -> MapSpec:
+    return parse_spec(yaml.safe_dump(dict(data), sort_keys=False), where=where)
+
+
+def _mapping(file: Path) -> Mapping[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpecError(f"{file}: cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, Mapping):
+        raise SpecError(
+            f"{file}: neither a spec nor a comparison, which are YAML mappings; a comparison has "
+            "the keys base and variants"
+        )
+    return data

@@ -1,0 +1,255 @@
+"""``terrafine compare`` on a small generated project: cells, tables, failures, resumption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from typer.testing import CliRunner, Result
+
+from terrafine.chips import open_chips
+from terrafine.cli.main import app
+from terrafine.comparison import Comparison, read_plan
+from terrafine.errors import StageError
+from terrafine.geometry import Window
+from terrafine.raster import open_mosaics
+from terrafine.stages import ENGINE, Job
+from terrafine.stages.held_out import HeldOutMap
+from terrafine.stages.label import chips_place
+from tests.scenes import CRS, TRANSFORM, Project, make_project
+
+FAST = {
+    "model": {"arch": "unet_w2", "first_norm": "batch"},
+    "training": {"epochs": 2, "preliminary_epochs": 1, "crops_per_chip": 1},
+    "filter": {"min_agreement": 0.0},
+}
+VARIANTS: dict[str, Any] = {
+    "plain": {},
+    "wide": {"model": {"arch": "unet_w4"}},
+    "hopeless": {"filter": {"min_agreement": 1.0}},
+    "other-split": {"chips": {"validation_fraction": 0.4}},
+}
+SEEDS = [0, 1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks lose more to the hand-over between threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Compared:
+    project: Project
+    file: Path
+    result: Result
+
+    @property
+    def workdir(self) -> Path:
+        return self.project.root / "run"
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / "compare" / self.file.stem
+
+    @property
+    def found(self) -> Comparison:
+        return Comparison.model_validate_json((self.folder / "comparison.json").read_text())
+
+
+def compare(file: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["compare", str(file), "-w", str(file.parent / "run"), *options])
+
+
+def comparison_file(project: Project, variants: dict[str, Any], seeds: list[int]) -> Path:
+    project.change_spec(**FAST)
+    file = project.root / "nets.yaml"
+    keys = {"base": "spec.yaml", "seeds": seeds, "variants": variants}
+    file.write_text(yaml.safe_dump(keys, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    project = make_project(tmp_path_factory.mktemp("compared"))
+    file = comparison_file(project, VARIANTS, SEEDS)
+    return Compared(project, file, compare(file))
+
+
+def held_out(compared: Compared, variant: str, seed: int) -> tuple[HeldOutMap, list[Window], Job]:
+    """A cell's map and validation chips, found without the comparison's own code."""
+    spec = next(
+        c.spec for c in read_plan(compared.file).cells if (c.variant, c.seed) == (variant, seed)
+    )
+    job = Job(spec, compared.project.root, compared.workdir)
+    label, assessed = ENGINE.find(job, "label"), ENGINE.find(job, "assess")
+    assert label is not None
+    assert assessed is not None
+    store = open_chips(chips_place(job, label))
+    windows = [store.window(i) for i in store.indexes("validation").tolist()]
+    return HeldOutMap(job.output(assessed, "held_out")), windows, job
+
+
+def pixels_of(windows: list[Window]) -> set[tuple[int, int]]:
+    return {
+        (row, col)
+        for w in windows
+        for row in range(w.row, w.stop_row)
+        for col in range(w.col, w.stop_col)
+    }
+
+
+def right_where(compared: Compared, variant: str, seed: int) -> dict[tuple[int, int], bool]:
+    """Pixel -> whether the map is right there, for every pixel the cell held out."""
+    held, windows, job = held_out(compared, variant, seed)
+    (mosaic,) = open_mosaics(job.spec.imagery, job.data).values()
+    origin = mosaic.window
+    truth_HW = compared.project.truth_HW
+    image_CHW = compared.project.image_CHW
+    found = {}
+    for window in windows:
+        codes_HW = held.read(mosaic.zone, window)
+        for row, col in pixels_of([window]):
+            y, x = row - origin.row, col - origin.col
+            if 0 <= y < 192 and 0 <= x < 192 and (image_CHW[:, y, x] != 0).all():
+                code = codes_HW[row - window.row, col - window.col]
+                found[row, col] = bool(code == truth_HW[y, x])
+    return found
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(compared: Compared) -> None:
+    assert compared.result.exit_code == 1
+    rows = {row.variant: row for row in compared.found.rows}
+    assert list(rows) == list(VARIANTS)
+    assert set(rows["hopeless"].errors) == set(SEEDS)
+    assert "no chip" in rows["hopeless"].errors[0]
+    assert rows["hopeless"].report is None
+    assert all(not rows[name].errors for name in rows if name != "hopeless")
+    assert all(set(rows[n].models) == set(SEEDS) for n in rows if n != "hopeless")
+    assert "hopeless, seed 1: " in (compared.folder / "comparison.md").read_text()
+
+
+def test_every_variant_answers_for_the_same_held_out_samples(compared: Compared) -> None:
+    """A pixel counts where no cell of its seed was trained, also where a variant splits otherwise;
+    accuracy and paired differences are those counted pixel by pixel."""
+    names = [name for name in VARIANTS if name != "hopeless"]
+    right: dict[str, list[bool]] = {name: [] for name in names}
+    for seed in SEEDS:
+        cells = {name: right_where(compared, name, seed) for name in names}
+        common = sorted(set.intersection(*(set(cell) for cell in cells.values())))
+        assert 0 < len(common) < max(len(cell) for cell in cells.values())
+        for name in names:
+            right[name] += [cells[name][pixel] for pixel in common]
+    rows = {row.variant: row for row in compared.found.rows}
+    for name in names:
+        report, paired = rows[name].report, rows[name].against_first
+        assert report is not None
+        assert report.samples == len(right[name])
+        assert report.overall_accuracy.value == pytest.approx(np.mean(right[name]))
+        if name != "plain":
+            assert paired is not None
+            difference = np.mean(right[name]) - np.mean(right["plain"])
+            assert paired.difference.value == pytest.approx(difference)
+            low, high = paired.difference.low, paired.difference.high
+            assert low is not None
+            assert high is not None
+            assert low <= difference <= high
+    assert rows["plain"].against_first is None
+    assert rows["plain"].accuracy_by_seed.keys() == set(SEEDS)
+
+
+def test_two_seeds_on_one_block_are_one_independent_unit(compared: Compared) -> None:
+    report = compared.found.rows[0].report
+    assert report is not None
+    unit = 16
+    blocks = set()
+    for seed in SEEDS:
+        cells = [right_where(compared, name, seed) for name in VARIANTS if name != "hopeless"]
+        common = set.intersection(*(set(cell) for cell in cells))
+        blocks |= {(row // unit, col // unit) for row, col in common}
+    assert report.units == len(blocks)
+
+
+def test_tables_say_what_the_json_says(compared: Compared) -> None:
+    found = compared.found
+    lines = {
+        line["variant"]: line
+        for line in csv.DictReader(io.StringIO((compared.folder / "comparison.csv").read_text()))
+    }
+    assert list(lines) == [*VARIANTS, "label product"]
+    for row in found.rows:
+        line = lines[row.variant]
+        assert int(line["parameters"]) == row.network.parameters
+        if row.report is not None:
+            assert float(line["oa"]) == row.report.overall_accuracy.value
+            water = row.report.class_named("water")
+            assert water is not None
+            assert float(line["pa_water"]) == water.producers_accuracy.value
+    markdown = (compared.folder / "comparison.md").read_text()
+    assert found.product is not None
+    assert found.product.overall_accuracy.percent() in markdown
+    assert found.product.samples == found.rows[0].report.samples  # type: ignore[union-attr]
+    assert "bare land" not in markdown, "neither any map nor the reference has it"
+    png = (compared.folder / "comparison.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert "label product" in compared.result.output
+
+
+def test_what_is_done_is_not_done_again(compared: Compared) -> None:
+    before = (compared.folder / "comparison.json").read_bytes()
+    manifests = {p: p.stat().st_mtime_ns for p in compared.workdir.rglob("manifest.json")}
+    # shared stages ran once: two splits of two seeds, four variants
+    assert len([p for p in manifests if p.parts[-3] == "label"]) == 4
+    dry = json.loads(compare(compared.file, "--dry-run", "--json").stdout)
+    to_do = {c["variant"] for c in dry["cells"] if not all(c["done"].values())}
+    assert to_do == {"hopeless"}
+    again = compare(compared.file, "--json")
+    assert again.exit_code == 1
+    assert json.loads(again.stdout) == json.loads(before)
+    assert manifests == {p: p.stat().st_mtime_ns for p in compared.workdir.rglob("manifest.json")}
+
+
+@pytest.mark.slow
+def test_points_are_compared_too_and_count_once_over_the_seeds(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    rng = np.random.default_rng(0)
+    rows, cols = rng.integers(8, 190, (2, 60))
+    x, y = rasterio.transform.xy(TRANSFORM, rows, cols)
+    geopandas.GeoDataFrame(
+        {"class": project.truth_HW[rows, cols].astype(int)},
+        geometry=geopandas.points_from_xy(x, y), crs=CRS,
+    ).to_file(tmp_path / "points.gpkg")  # fmt: skip
+    project.change_spec(
+        assess={"reference": {"file": "points.gpkg", "crosswalk": "seven", "region": "all"}}
+    )
+    file = comparison_file(project, {"plain": {}, "wide": {"model": {"arch": "unet_w4"}}}, SEEDS)
+    compared = Compared(project, file, compare(file))
+    assert compared.result.exit_code == 0
+    found = compared.found
+    for row in found.rows:
+        assert row.report is not None
+        assert (row.report.samples, row.report.units) == (120, 60)
+
+
+def test_a_damaged_held_out_map_is_named(compared: Compared, tmp_path: Path) -> None:
+    path = next(compared.workdir.glob("assess/*/held_out.zip"))
+    copy = tmp_path / "held_out.zip"
+    copy.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(StageError, match=r"held_out\.zip: cannot be read back"):
+        HeldOutMap(copy)
+    with pytest.raises(StageError, match="holds nothing of"):
+        HeldOutMap(path).read("epsg32650", Window(0, 0, 4, 4))

@@ -1,0 +1,122 @@
+"""Which specs a comparison runs, checked before any is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from terrafine.comparison import paper_matrix, read_plan
+from terrafine.errors import SpecError
+from terrafine.spec import load_spec, parse_spec
+from tests.scenes import SPEC
+
+
+def spec_file(folder: Path, **changes: Any) -> Path:
+    # the recipe that changes no default
+    (folder / "spec.yaml").write_text(yaml.safe_dump({**SPEC, "recipe": "dong2020", **changes}))
+    return folder / "spec.yaml"
+
+
+def comparison_file(folder: Path, **keys: Any) -> Path:
+    spec_file(folder)
+    text = yaml.safe_dump({"base": "spec.yaml", **keys}, sort_keys=False)
+    (folder / "nets.yaml").write_text(text)
+    return folder / "nets.yaml"
+
+
+def test_a_variant_is_the_base_with_its_own_keys_over_it(tmp_path: Path) -> None:
+    plan = read_plan(
+        comparison_file(
+            tmp_path,
+            seeds=[3, 5],
+            variants={
+                "plain": None,
+                "light": {"training": {"class_weights": {"water": 2.0}, "epochs": 2}},
+            },
+        )
+    )
+    assert [str(cell) for cell in plan.cells] == [
+        "plain, seed 3", "light, seed 3", "plain, seed 5", "light, seed 5",
+    ]  # fmt: skip
+    base = load_spec(tmp_path / "spec.yaml")
+    light = plan.cells[1].spec
+    assert plan.cells[0].spec == base.model_copy(update={"seed": 3})
+    assert (light.training.epochs, light.training.batch) == (2, base.training.batch)
+    assert light.training.class_weights == {"water": 2.0}, "the default is no key of the file"
+    assert light.digest("imagery", "model", "map") == base.digest("imagery", "model", "map")
+
+
+def test_an_ordinary_spec_gives_the_papers_comparisons_one_factor_at_a_time(tmp_path: Path) -> None:
+    model = {"arch": "hrnet_w24", "first_norm": "instance"}
+    plan = read_plan(spec_file(tmp_path, model=model, filter={"min_agreement": 0.2}))
+    base, *others = plan.cells
+    assert base.variant == "base"
+    assert base.spec == load_spec(tmp_path / "spec.yaml")
+    changed = {
+        cell.variant: {
+            f"{section}.{key}": value
+            for section, values in cell.spec.model_dump().items()
+            if isinstance(values, dict)
+            for key, value in values.items()
+            if value != base.spec.model_dump()[section][key]
+        }
+        for cell in others
+    }
+    assert changed == {
+        "unet-w64": {"model.arch": "unet_w64"},
+        "fcdensenet64-k12": {"model.arch": "fcdensenet64_k12"},
+        "batch-norm": {"model.first_norm": "batch"},
+        "impervious-weight-1": {"training.class_weights": {"impervious": 1.0}},
+        "no-filter": {"filter.min_agreement": 0.0},
+    }
+
+
+def test_the_matrix_around_another_base_turns_each_factor_the_other_way() -> None:
+    spec = {
+        **SPEC,
+        "recipe": "dong2020",
+        "model": {"arch": "unet_w16", "first_norm": "batch"},
+        "training": {**SPEC["training"], "class_weights": {"impervious": 1.0}},
+        "filter": {"min_agreement": 0.0},
+    }
+    matrix = paper_matrix(parse_spec(yaml.safe_dump(spec), where="spec"))
+    assert matrix == {
+        "base": {},
+        "hrnet-w6": {"model": {"arch": "hrnet_w6"}},
+        "fcdensenet64-k3": {"model": {"arch": "fcdensenet64_k3"}},
+        "instance-norm": {"model": {"first_norm": "instance"}},
+        "impervious-weight-3": {"training": {"class_weights": {"impervious": 3.0}}},
+        "filter": {"filter": {"min_agreement": 0.2}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"variants": {"a": {"model": {"arhc": "x"}}}}, r"variant a: unknown key 'model.arhc'"),
+        ({"variants": {"a": {"model": {"arch": "vgg"}}}}, r"variant a: model.arch"),
+        ({"variants": {}}, "variants"),
+        ({"variants": {"A b": {}}}, "variants"),
+        ({"variants": {"a": {}}, "seedz": [1]}, "unknown key 'seedz' .*seeds"),
+        ({"variants": {"a": {}}, "seeds": [1, 1]}, "one is named twice"),
+        ({"variants": {"a": {"seed": 2}}}, "seed is set by `seeds`"),
+        ({"variants": {"a": {}, "b": {"assess": {"unit": 8}}}}, "variant b has another `assess`"),
+        ({"variants": {"a": {}}, "base": "../spec.yaml"}, "leaves the data root"),
+        ({"variants": {"a": {}}, "base": "gone.yaml"}, r"gone\.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SpecError, match=says) as caught:
+        read_plan(comparison_file(tmp_path, **keys))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_neither_spec_nor_comparison_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(SpecError, match="neither a spec nor a comparison"):
+        read_plan(tmp_path / "list.yaml")
