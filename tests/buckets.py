@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import boto3
 from moto.server import ThreadedMotoServer
-
-BUCKET = "national-map"
 
 
 @contextmanager
@@ -27,8 +26,10 @@ def s3_bucket() -> Iterator[str]:
             "AWS_ALLOW_HTTP": "true",
         }
     ):
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}"
+        # moto's buckets outlive its server
+        name = f"national-map-{uuid.uuid4()}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}"
     server.stop()
 
 
