@@ -35,6 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STAGE = "train-preliminary"
 # gentle, so that sums in another order do not grow into another training
 GENTLE = {"learning_rate": 0.05, "preliminary_epochs": 3, "crops_per_chip": 1}
+# long enough to kill things meanwhile
+LONG = {"learning_rate": 0.005, "preliminary_epochs": 25, "crops_per_chip": 1}
 CHECKPOINT_STEPS = 3
 # of the Ray that the tests share, whatever this machine has
 CPUS = 4
@@ -179,10 +181,12 @@ class Run:
         )
         self.first = len(self.events.read_text().splitlines())
 
-    def steps(self) -> list[int]:
-        """What its bar showed, state by state."""
-        lines = self.events.read_text().splitlines()[self.first :]
-        return [e["done"] for e in map(json.loads, lines) if "name" in e]
+    def resumed(self, after: str = "") -> int:
+        """Where its bar was first, or first after a warning; 0 while it is not up."""
+        events = [json.loads(line) for line in self.events.read_text().splitlines()[self.first :]]
+        told = [i for i, event in enumerate(events) if after in event.get("warning", "")]
+        since = events[told[-1] :] if after else events
+        return next((event["done"] for event in since if event.get("done")), 0)
 
     def workers(self) -> list[int]:
         """Ids of its training workers."""
@@ -192,7 +196,7 @@ class Run:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, f"not in time: {self.steps()[-1:]}"
+            assert time.monotonic() < deadline, "not in time: " + self.events.read_text()[-500:]
             time.sleep(0.05)
 
 
@@ -200,12 +204,6 @@ def checkpointed(project: Project) -> int:
     """Step of the newest checkpoint with its digest; 0 where there is none."""
     place = (project.root / "run" / STAGE).glob("*.partial/training/checkpoints/*.json")
     return max((int(path.stem) for path in place), default=0)
-
-
-def lost_steps(steps: list[int]) -> int:
-    """How far the bar of a restarted training fell back, at most."""
-    resumed = [after - max(steps[:i]) for i, after in enumerate(steps) if i and after > 0]
-    return -min(resumed, default=0)
 
 
 def free_port() -> int:
@@ -226,21 +224,25 @@ def metric(port: int, name: str) -> float:
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_a_few_steps(
-    project: Project, alone: Project
+    project: Project, tmp_path: Path
 ) -> None:
+    project.change_spec(training=LONG)
+    alone = copy_of(project, tmp_path / "alone")
+    alone.change_spec(training=LONG)
+    ENGINE.run(job_of(alone), STAGE)
     port = free_port()
     project.change_spec(
         training={"workers": 2, "checkpoint_steps": CHECKPOINT_STEPS, "metrics_port": port}
     )
     run = Run(project, cpus=2)
     run.wait_for(lambda: checkpointed(project) >= CHECKPOINT_STEPS and run.workers())
+    before = checkpointed(project)
     os.kill(run.workers()[-1], signal.SIGKILL)
-    began = checkpointed(project)
     run.wait_for(lambda: "start again" in run.events.read_text())
-    run.wait_for(lambda: checkpointed(project) > began)
-    assert lost_steps(run.steps()) <= CHECKPOINT_STEPS
+    run.wait_for(lambda: run.resumed(after="start again"))
+    assert run.resumed(after="start again") >= before
     # the first worker that came after it serves the metrics at the same place
-    run.wait_for(lambda: metric(port, "terrafine_training_step") > began)
+    run.wait_for(lambda: metric(port, "terrafine_training_step") > before)
 
     workers = run.workers()
     run.process.kill()
@@ -259,8 +261,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_a_few_steps(
     assert again.process.returncode == 0, output
     assert "Traceback" not in output
     assert len(seen) == 1, "there is room for one worker"
-    resumed = next(done for done in again.steps() if done)
-    assert resumed >= before
+    assert again.resumed() >= before
     assert_same_curve(project, alone)
 
 
@@ -274,7 +275,7 @@ def test_the_pipeline_trains_on_two_workers(project: Project) -> None:
     terrafine = Path(sys.executable).with_name("terrafine")
     done = subprocess.run(
         [terrafine, "run", project.spec, "--workdir", run],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     events = [json.loads(line) for line in (run / ".events").read_text().splitlines()]
