@@ -194,7 +194,9 @@ def test_two_runs_do_not_work_on_one_stage(tmp_path: Path) -> None:
     )
     try:
         _wait_for(
-            lambda: list((tmp_path / "run").glob("train-preliminary/*.partial/training/checkpoints/*"))
+            lambda: list(
+                (tmp_path / "run").glob("train-preliminary/*.partial/training/checkpoints/*")
+            )
         )
         with pytest.raises(TerrafineError, match="another process is working on this stage"):
             ENGINE.run(job_of(project), "train-preliminary")
