@@ -19,7 +19,8 @@ def test_a_workers_events_arrive_where_it_is_waited_for(
         forwarded(lambda event: sent.append(dict(event))),
         progress("train", total=3, unit="step") as task,
     ):
-        task.advance(2, loss=0.5)
+        task.advance()
+        task.advance(loss=0.5)
         warn("chip 7 has no label")
         announce(stage="train", state="done")
     events = tmp_path / "events"

@@ -28,8 +28,19 @@ def train(folder: Path) -> TrainingResult:
     return run(folder, model=tiny_model(ballast=500_000), spec=spec, epochs=6)
 
 
-def killed(folder: Path, seconds: float) -> bool:
-    """Train in a process of its own, killed so long after it began to write."""
+def unfinished(folder: Path) -> bool:
+    """Whether a file is being staged just now, or a state waits for its digest."""
+    names = {path.name for path in folder.glob("checkpoints/*")}
+    return any(
+        "#" in name or (name.endswith(".pt") and f"{name[:-3]}.json" not in names) for name in names
+    )
+
+
+def killed(folder: Path, seconds: float, *, in_write: bool) -> bool:
+    """Train in a process of its own, killed so long after it began to write.
+
+    ``in_write``: not before a checkpoint is being written again.
+    """
     child = os.fork()
     if not child:
         train(folder)
@@ -39,6 +50,10 @@ def killed(folder: Path, seconds: float) -> bool:
     while {path.name for path in folder.rglob("*")} == before and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(seconds)
+    while in_write and not unfinished(folder):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
@@ -65,7 +80,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     target, rng = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
     target.mkdir(parents=True, exist_ok=True)
-    for _ in range(int(sys.argv[3])):
-        if not killed(target, rng.uniform(0.0, 0.4)):
+    for number in range(int(sys.argv[3])):
+        if not killed(target, rng.uniform(0.0, 0.4), in_write=number % 2 == 0):
             break
         print(json.dumps(whole(target)), flush=True)
