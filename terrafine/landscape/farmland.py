@@ -10,7 +10,7 @@ from terrafine.landscape.noise import mixed, uniform
 from terrafine.landscape.terrain import Terrain
 
 # Pixels: parcels of 33 x 50 m up to 200 x 285 m, strips down to 9 m wide.
-_LAYOUT = Layout(district=150, width=(11, 66), length=(17, 95))
+_LAYOUT = Layout(district=170, width=(11, 66), length=(17, 95))
 _STRIPS = 0.22
 
 _CROPS = {
@@ -20,8 +20,8 @@ _CROPS = {
     "stubble": 0.13,
     "ploughed": 0.13,
     "paddy": 0.06,
-    "greenhouse": 0.03,
-    "orchard": 0.07,
+    "greenhouse": 0.02,
+    "orchard": 0.06,
 }
 # Parcels that are no cropland: meadows, woodlots, abandoned ground, fish ponds.
 _OTHERS = {
@@ -32,7 +32,7 @@ _OTHERS = {
     "soil": 0.22,
     "turbid water": 0.08,
 }
-_OTHER_SHARE = 0.11
+_OTHER_SHARE = 0.08
 
 
 def farm_parcels(shape: tuple[int, int], rng: np.random.Generator) -> Parcels:
@@ -63,18 +63,18 @@ def _paint_edges(canvas: Canvas, where: BoolArray, plots: Parcels, *, seed: int)
     """Balks of grass between parcels; hedges, ditches and tracks along districts and some rows."""
     plot, district = plots.parcel, plots.district
     habit = uniform(seed, 31, district.number)
-    balk = where & (plot.edge < 0.5 + 0.6 * habit) & (habit < 0.22)
+    balk = where & (plot.edge < 0.5 + 0.6 * habit) & (habit < 0.14)
     canvas.paint(balk, pick(uniform(seed, 32, plot.number), {"dry grass": 1, "wet meadow": 1}), 1)
     own = uniform(seed, 33, plot.number)
-    lined = where & (plot.edge < 1.6) & (own < 0.06)
+    lined = where & (plot.edge < 1.6) & (own < 0.04)
     canvas.paint(lined, "young wood", mixed(plot.number, 2))
-    paved = where & (plot.edge < 0.75) & (own > 0.94)
+    paved = where & (plot.edge < 0.75) & (own > 0.96)
     canvas.paint(paved, "concrete", mixed(district.number, 3))
     # the district's border: a track, a row of trees, a ditch or nothing
     border = where & (district.edge < 1.0 + habit)
-    canvas.paint(border & (habit < 0.30), "concrete", mixed(district.number, 4))
-    canvas.paint(border & (habit >= 0.30) & (habit < 0.45), "soil", mixed(district.number, 5))
-    trees = where & (district.edge < 2.6) & (habit >= 0.45) & (habit < 0.72)
+    canvas.paint(border & (habit < 0.22), "concrete", mixed(district.number, 4))
+    canvas.paint(border & (habit >= 0.22) & (habit < 0.30), "soil", mixed(district.number, 5))
+    trees = where & (district.edge < 2.6) & (habit >= 0.30) & (habit < 0.48)
     canvas.paint(trees, "broadleaf", mixed(district.number, 6))
-    ditch = where & (district.edge < 0.9) & (habit >= 0.72) & (habit < 0.86)
+    ditch = where & (district.edge < 0.9) & (habit >= 0.48) & (habit < 0.60)
     canvas.paint(ditch, "stream", mixed(district.number, 7))

@@ -31,7 +31,7 @@ class Kind:
     spectrum: tuple[int, int, int, int]
     brightness: float = 0.12
     greenness: float = 0.10
-    grain: float = 0.04
+    grain: float = 0.07
     crowns: float = 0.0
     rows: float = 0.0
     patches: float = 0.06
@@ -39,32 +39,32 @@ class Kind:
 
 KINDS: Final = (
     Kind("green crop", "cropland", (500, 860, 430, 3850), 0.07, 0.06, rows=0.06),
-    Kind("young crop", "cropland", (960, 1080, 720, 2800), 0.07, 0.11, rows=0.08),
+    Kind("young crop", "cropland", (1080, 1150, 830, 2750), 0.07, 0.08, rows=0.10),
     Kind("ripe crop", "cropland", (1580, 1380, 840, 2750), 0.07, 0.06, rows=0.06),
     Kind("stubble", "cropland", (1780, 1450, 990, 2480), 0.08, 0.06, rows=0.06),
-    Kind("ploughed", "cropland", (1300, 1020, 760, 1700), 0.10, 0.05, rows=0.05),
-    Kind("paddy", "cropland", (620, 800, 610, 1750), 0.10, 0.12, rows=0.04),
+    Kind("ploughed", "cropland", (1250, 970, 720, 1600), 0.08, 0.05, rows=0.06),
+    Kind("paddy", "cropland", (640, 830, 620, 1950), 0.09, 0.10, rows=0.06),
     Kind("greenhouse", "cropland", (2350, 2450, 2450, 3300), 0.10, 0.06, rows=0.12),
     Kind("orchard", "cropland", (680, 830, 500, 2900), 0.07, 0.07, crowns=0.12, rows=0.12),
     Kind("conifer", "woodland", (330, 470, 310, 1900), 0.08, 0.05, 0.05, crowns=0.22),
     Kind("broadleaf", "woodland", (430, 640, 350, 2950), 0.08, 0.06, 0.05, crowns=0.20),
     Kind("young wood", "woodland", (610, 770, 460, 2650), 0.07, 0.08, 0.05, crowns=0.13),
     Kind("open wood", "woodland", (820, 840, 590, 2250), 0.08, 0.08, 0.05, crowns=0.18),
-    Kind("wet meadow", "grassland", (700, 950, 580, 2950), 0.07, 0.07, patches=0.08),
-    Kind("dry grass", "grassland", (1200, 1150, 790, 2350), 0.08, 0.07, patches=0.09),
+    Kind("wet meadow", "grassland", (760, 1020, 610, 3100), 0.06, 0.06, patches=0.07),
+    Kind("dry grass", "grassland", (1190, 1170, 800, 2300), 0.07, 0.06, patches=0.08),
     Kind("steppe", "grassland", (1430, 1270, 910, 2330), 0.07, 0.05, patches=0.09),
-    Kind("scrub", "grassland", (900, 980, 660, 2400), 0.07, 0.06, crowns=0.06, patches=0.08),
+    Kind("scrub", "grassland", (930, 1010, 690, 2350), 0.06, 0.05, crowns=0.05, patches=0.07),
     Kind("clear water", "water", (260, 400, 440, 160), 0.15, 0.05, 0.02, patches=0.05),
     Kind("turbid water", "water", (850, 900, 680, 420), 0.14, 0.10, 0.02, patches=0.08),
     Kind("stream", "water", (520, 680, 500, 650), 0.16, 0.10, 0.04),
     Kind("asphalt", "impervious", (1000, 960, 900, 1180), 0.12, 0.03, 0.04),
     Kind("concrete", "impervious", (1900, 1820, 1700, 2080), 0.10, 0.03, 0.04),
     Kind("dark roof", "impervious", (900, 840, 800, 1200), 0.18, 0.05, 0.05),
-    Kind("red roof", "impervious", (1850, 1200, 920, 2050), 0.12, 0.05, 0.05),
+    Kind("red roof", "impervious", (1900, 1150, 860, 1950), 0.12, 0.05, 0.05),
     Kind("bright roof", "impervious", (3100, 3100, 3100, 3400), 0.15, 0.03, 0.05),
     Kind("yard", "impervious", (1480, 1390, 1260, 1750), 0.12, 0.04, 0.06),
     Kind("sand", "bare land", (2600, 2200, 1700, 3000), 0.08, 0.03, 0.05, patches=0.08),
-    Kind("soil", "bare land", (1950, 1530, 1080, 2380), 0.08, 0.04, 0.05, patches=0.07),
+    Kind("soil", "bare land", (2020, 1550, 1070, 2400), 0.08, 0.04, 0.05, patches=0.07),
     Kind("rock", "bare land", (1620, 1470, 1240, 1900), 0.08, 0.03, 0.10, patches=0.08),
     Kind("dark scree", "bare land", (1120, 990, 830, 1350), 0.09, 0.03, 0.08, patches=0.08),
     Kind("gravel", "bare land", (2000, 1860, 1640, 2280), 0.08, 0.03, 0.06, patches=0.08),

@@ -25,8 +25,8 @@ _TEXTURE = np.array([0.9, 0.9, 0.85, 1.1], np.float32)
 _HAZE = np.array([130.0, 220.0, 380.0, 60.0], np.float32)
 _CLOUD = np.array([6200.0, 6300.0, 6500.0, 6400.0], np.float32)
 # Sensor: blur of the optics in pixels, noise that grows with the signal.
-_BLUR = 0.7
-_NOISE_FLOOR, _NOISE_SHARE = 14.0, 0.008
+_BLUR = 0.6
+_NOISE_FLOOR, _NOISE_SHARE = 18.0, 0.018
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def draw_acquisition(rng: np.random.Generator) -> Acquisition:
             float(-np.cos(height) * np.cos(azimuth)),
             float(np.sin(height)),
         ),
-        (np.exp(rng.normal(0, 0.035)) * np.exp(rng.normal(0, 0.012, 4))).astype(np.float32),
+        (np.exp(rng.normal(0, 0.03)) * np.exp(rng.normal(0, 0.012, 4))).astype(np.float32),
         float(rng.uniform(0.5, 1.1)),
         float(rng.uniform(0.03, 0.09)),
     )

@@ -30,7 +30,7 @@ _PHASE_X, _PHASE_Y = 4.4, 7.7
 PUBLISHED_OA: Final = float(np.trace(DONG_PRODUCT_10M) / DONG_PRODUCT_10M.sum())
 # What decides which cells err, as standard deviations: patches by place, whole objects, ground
 # that looks like the other class, and its share of the cell.
-PATCHES, OBJECTS, LOOKS, MIXTURE = 0.75, 0.60, 0.55, 0.45
+PATCHES, OBJECTS, LOOKS, MIXTURE = 0.75, 0.60, 0.35, 0.45
 # Correlation of the patches in cells: about 60 m and 150 m.
 _RANGES: Final = (3.0, 7.0)
 _CLASSES: Final = len(SEVEN.classes)
@@ -215,7 +215,7 @@ def _looks(cells: _Cells, ground_CHW: Float32Array, across: list[csr_array]) -> 
         if of_class.any():
             looks[of_class] -= looks[of_class].mean(axis=0)
             looks[of_class] /= looks[of_class].std(axis=0) + 1e-9
-    return np.asarray(looks.clip(-3, 3), np.float32)
+    return np.asarray(looks.clip(-2, 2), np.float32)
 
 
 def _target(shares: Float64Array) -> Float64Array:

@@ -18,16 +18,16 @@ _VILLAGES_PER_KM2 = 1.3
 _TOWN_EVERY = 7
 
 _ROOFS = {"red roof": 0.36, "dark roof": 0.30, "bright roof": 0.16, "yard": 0.18}
-_YARDS = {"yard": 0.5, "concrete": 0.25, "soil": 0.15, "wet meadow": 0.1}
+_YARDS = {"yard": 0.5, "concrete": 0.32, "soil": 0.10, "wet meadow": 0.08}
 _HALLS = {"bright roof": 0.6, "dark roof": 0.2, "concrete": 0.2}
 _GARDENS = {
     "wet meadow": 0.20,
     "scrub": 0.08,
-    "broadleaf": 0.24,
+    "broadleaf": 0.22,
     "young crop": 0.10,
     "green crop": 0.07,
-    "yard": 0.19,
-    "soil": 0.12,
+    "yard": 0.30,
+    "soil": 0.08,
 }
 _PARKS = {"broadleaf": 0.5, "wet meadow": 0.4, "clear water": 0.1}
 
@@ -86,11 +86,11 @@ def paint_settlement(
     block, district = blocks.parcel, blocks.district
     use = uniform(seed, 41, district.number)
     park = uniform(seed, 42, block.number) < 0.06
-    halls = use > 0.80
-    side = np.where(halls, 22.0, 9.0 + 3.0 * use).astype(np.float32)
+    halls = use > 0.68
+    side = np.where(halls, 24.0, 9.0 + 4.0 * use).astype(np.float32)
     lot, lot_edge = _lots(block.number, blocks.across, block.along, side)
-    # half of the gardens are like those around them
-    shared = uniform(seed, 43, lot) < 0.5
+    # most gardens are like those around them
+    shared = uniform(seed, 43, lot) < 0.7
     chance = np.where(shared, uniform(seed, 44, block.number), uniform(seed, 45, lot))
     canvas.paint(where, pick(chance.astype(np.float32), _GARDENS), lot)
     margin = 0.6 + 1.8 * uniform(seed, 52, lot) * (1.2 - use)

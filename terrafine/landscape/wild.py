@@ -28,27 +28,27 @@ def paint_wild(
     """Stands of wood, swards and bare ground, each with pieces of the others within it."""
     shape = (zone.shape[0], zone.shape[1])
     stand = stands(shape, rng, spacing=46, warp=6).number
-    small = stands(shape, rng, spacing=15, warp=3).number
+    small = stands(shape, rng, spacing=19, warp=3).number
     tufts = smooth(shape, rng, sigma=2.0) + 0.6 * smooth(shape, rng, sigma=12)
-    gaps = fractal(shape, rng, slope=1.1)
+    gaps = fractal(shape, rng, slope=1.3)
     wet = terrain.moisture + 0.15 * gaps
     high = terrain.height + 0.08 * gaps > 0.6
     _paint_woods(canvas, zone == WOOD, wet, high, stand, seed)
-    clearing = (zone == WOOD) & (uniform(seed, 12, small) < 0.035)
+    clearing = (zone == WOOD) & (uniform(seed, 12, small) < 0.03)
     canvas.paint(clearing, pick(uniform(seed, 13, small), _CLEARING), small)
-    canvas.paint((zone == WOOD) & (tufts > 2.8), "scrub", mixed(stand, 1))
+    canvas.paint((zone == WOOD) & (tufts > 3.1), "scrub", mixed(stand, 1))
     # Soils and swards change gradually: a field with fuzzy edges, and no two boundaries alike.
     ground = ranks(smooth(shape, rng, sigma=24) + 0.7 * fractal(shape, rng, slope=1.0))
     grass = zone == GRASS
     canvas.paint(grass & (wet >= 0.5), pick(ground, _WET_GRASS), mixed(small, 2))
     canvas.paint(grass & (wet < 0.5), pick(ground, _DRY_GRASS), mixed(small, 3))
-    canvas.paint(grass & (tufts > 2.4), "young wood", mixed(stand, 4))
-    canvas.paint(grass & (tufts < -2.6) & (wet < 0.5), "soil", mixed(stand, 5))
+    canvas.paint(grass & (tufts > 2.6), "young wood", mixed(stand, 4))
+    canvas.paint(grass & (tufts < -2.8) & (wet < 0.5), "soil", mixed(stand, 5))
     bare = zone == BARE
     canvas.paint(bare & ~high, pick(ground, _LOW_BARE), mixed(small, 6))
     canvas.paint(bare & high, pick(ground, _HIGH_BARE), mixed(small, 7))
     canvas.paint(bare & (gaps > 2.3), "steppe", mixed(stand, 8))
-    canvas.paint(bare & (tufts > 2.9) & (wet > 0.2), "scrub", mixed(stand, 9))
+    canvas.paint(bare & (tufts > 3.1) & (wet > 0.2), "scrub", mixed(stand, 9))
 
 
 def _paint_woods(

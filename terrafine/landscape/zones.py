@@ -26,7 +26,7 @@ def suitability(terrain: Terrain, rng: np.random.Generator) -> Float32Array:
 
     def chance() -> Float32Array:
         coarse = smooth(shape, rng, sigma=40)
-        return (0.5 * coarse + 0.4 * fractal(shape, rng, slope=1.5)).astype(np.float32)
+        return (0.5 * coarse + 0.4 * fractal(shape, rng, slope=1.65)).astype(np.float32)
 
     return np.stack(
         [
