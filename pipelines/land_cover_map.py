@@ -9,6 +9,7 @@ from components.filter.component import filter_chips
 from components.gate.component import decision, gate
 from components.label.component import label
 from components.map.component import map_scenes
+from components.prune.component import prune
 from components.publish.component import publish, refuse
 from components.train.component import train, train_preliminary
 
@@ -27,7 +28,7 @@ def _manifest(task: dsl.PipelineTask) -> PipelineArtifactChannel:
     description="Teach a high-resolution network from a coarse product, prove it, map with it.",
 )
 def land_cover_map(spec: str, data: str, workdir: str) -> None:
-    """Label, train, filter, train again, assess, gate; then export, map, publish, or refuse.
+    """Label, train, filter, train again, prune, assess, gate; then export, map, publish, or refuse.
 
     Args:
         spec: The whole run, as the YAML text of a MapSpec (`terrafine spec schema`).
@@ -39,12 +40,13 @@ def land_cover_map(spec: str, data: str, workdir: str) -> None:
     preliminary = _manifest(train_preliminary(**run, chips=chips))
     filtered = _manifest(filter_chips(**run, chips=chips, preliminary=preliminary))
     trained = _manifest(train(**run, chips=chips, filtered=filtered))
-    assessed = _manifest(assess(**run, chips=chips, trained=trained))
+    pruned = _manifest(prune(**run, chips=chips, filtered=filtered, trained=trained))
+    assessed = _manifest(assess(**run, chips=chips, pruned=pruned))
     gated = _manifest(gate(**run, assessed=assessed))
     decided = _always(decision(gated=gated))
     # If without Else would skip silently when the condition cannot be read.
     with dsl.If(decided.output == "promote"):
-        exported = _manifest(export(**run, trained=trained, gated=gated))
+        exported = _manifest(export(**run, pruned=pruned, gated=gated))
         mapped = _manifest(map_scenes(**run, exported=exported))
         _always(publish(**run, mapped=mapped))
     with dsl.Else():

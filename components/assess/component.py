@@ -11,7 +11,7 @@ def assess(
     data: str,
     workdir: str,
     chips: Input[Artifact],
-    trained: Input[Artifact],
+    pruned: Input[Artifact],
     manifest: Output[Artifact],
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
@@ -23,7 +23,7 @@ def assess(
         data: Folder that the spec's relative paths start from.
         workdir: Folder that takes all results.
         chips: Manifest of the label stage.
-        trained: Manifest of the training.
+        pruned: Manifest of the prune stage.
         manifest: What the stage made, from what, and its figures.
         metrics: The stage's figures.
         confusion: Confusion matrix, rows mapped, columns reference.
@@ -32,7 +32,7 @@ def assess(
 
     from components.stage import numbers, output, run_stage
 
-    done = run_stage("assess", spec, data, workdir, [chips.path, trained.path], manifest.path)
+    done = run_stage("assess", spec, data, workdir, [chips.path, pruned.path], manifest.path)
     for name, value in numbers(done).items():
         metrics.log_metric(name, value)
     report = json.loads(output(done, workdir, "map_report").read_text())

@@ -10,7 +10,7 @@ def export(
     spec: str,
     data: str,
     workdir: str,
-    trained: Input[Artifact],
+    pruned: Input[Artifact],
     gated: Input[Artifact],
     manifest: Output[Artifact],
     metrics: Output[Metrics],
@@ -21,13 +21,13 @@ def export(
         spec: The whole run, as the YAML text of a MapSpec.
         data: Folder that the spec's relative paths start from.
         workdir: Folder that takes all results.
-        trained: Manifest of the training.
+        pruned: Manifest of the prune stage.
         gated: Manifest of the gate.
         manifest: What the stage made, from what, and its figures.
         metrics: The stage's figures.
     """
     from components.stage import numbers, run_stage
 
-    done = run_stage("export", spec, data, workdir, [trained.path, gated.path], manifest.path)
+    done = run_stage("export", spec, data, workdir, [pruned.path, gated.path], manifest.path)
     for name, value in numbers(done).items():
         metrics.log_metric(name, value)

@@ -16,6 +16,7 @@ from terrafine.accuracy import AccuracyReport, PairedComparison
 from terrafine.comparison.held_out import PRODUCT, Pair, Zones, pooled, sample_pairs
 from terrafine.comparison.plan import Plan
 from terrafine.comparison.run import CellOutcome
+from terrafine.export import read_info
 from terrafine.models import describe_spec
 from terrafine.stages import Job, Manifest
 from terrafine.stages.assess import paired, report
@@ -28,7 +29,10 @@ class Frozen(BaseModel):
 
 
 class Network(Frozen):
-    """What a variant's network costs, as :func:`terrafine.models.describe` counts it."""
+    """What a variant's network costs, as :func:`terrafine.models.describe` counts it.
+
+    A pruned one's, once it is pruned: how many filters go does not depend on the seed.
+    """
 
     arch: str
     parameters: int
@@ -145,7 +149,7 @@ def _row(outcomes: Sequence[CellOutcome], pools: _Pools, edges: _Pools, first: s
     done = [o for o in outcomes if o.error is None]
     return Row(
         variant=cell.variant,
-        network=_network(outcomes[0]),
+        network=_network((done or outcomes)[0]),
         report=pools.report(with_product),
         at_edges=edges.report(with_product),
         against_product=pools.paired(with_product),
@@ -159,9 +163,13 @@ def _row(outcomes: Sequence[CellOutcome], pools: _Pools, edges: _Pools, first: s
 
 
 def _network(outcome: CellOutcome) -> Network:
-    spec = outcome.cell.spec
+    spec, pruned = outcome.cell.spec, outcome.stages.get("prune")
+    bundle = read_info(outcome.job.output(pruned, "model")) if pruned else None
     found = describe_spec(
-        spec.model, bands=len(spec.imagery.bands), classes=len(spec.resolve_legend().classes)
+        spec.model,
+        bands=len(spec.imagery.bands),
+        classes=len(spec.resolve_legend().classes),
+        channels=bundle.channels if bundle else None,
     )
     return Network(**{key: found[key] for key in Network.model_fields})
 

@@ -30,9 +30,9 @@ class BundleInfo(BaseModel):
 
     ``bands``: names in the order of the input; ``scale``: what the imagery's stored values are
     multiplied by before they are rounded to uint16; ``fill``: the uint16 of missing pixels;
-    ``mean``, ``std``: of each band in the sensor's raw numbers; ``provenance``: free JSON on where
-    the model comes from; ``weights_sha256``: of the weights file, filled in by
-    :func:`save_bundle`.
+    ``mean``, ``std``: of each band in the sensor's raw numbers; ``channels``: (in, out) of the
+    layers that a pruning left narrower; ``provenance``: free JSON on where the model comes from;
+    ``weights_sha256``: of the weights file, filled in by :func:`save_bundle`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +45,7 @@ class BundleInfo(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     legend: Legend
+    channels: dict[str, tuple[int, int]] = {}
     provenance: dict[str, Any] = {}
     weights_sha256: str = ""
 
@@ -64,9 +65,11 @@ class BundleInfo(BaseModel):
         The provenance is left out, so that training again to the same weights is the same model.
         """
         data = self.model_dump(mode="json", exclude={"provenance"})
-        # a key younger than the format: bundles from before it keep the id they were released by
+        # keys younger than the format: bundles from before them keep the id they were released by
         if self.model.stem_channels == ModelSpec.model_fields["stem_channels"].default:
             del data["model"]["stem_channels"]
+        if not self.channels:
+            del data["channels"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -152,7 +155,12 @@ def load_bundle(folder: Path, *, legend: Legend | None = None) -> tuple[RawModel
             f"{path}: damaged or edited (SHA-256 {found[:12]}, not {info.weights_sha256[:12]} as "
             f"in {DESCRIPTION}); fetch the bundle anew"
         )
-    network = build_network(info.model, bands=len(info.bands), classes=len(info.legend.classes))
+    network = build_network(
+        info.model,
+        bands=len(info.bands),
+        classes=len(info.legend.classes),
+        channels=info.channels,
+    )
     model = RawModel(RawInput(info.mean, info.std, info.fill), network)
     try:
         model.load_state_dict(safetensors.torch.load(weights))

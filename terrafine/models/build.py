@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from terrafine.errors import ModelError
+from terrafine.models.channels import Channels, channels_of, resize_layers
 from terrafine.models.fcdensenet import FCDenseNet
 from terrafine.models.hrnet import HRNet
 from terrafine.models.layers import Network
@@ -43,15 +45,35 @@ FAMILIES: Mapping[str, Callable[[ModelSpec, int, int, int], Network]] = {
 KNOWN = "hrnet_w<width>, unet_w<width>, fcdensenet64_k<growth>"
 
 
-def build_network(model: ModelSpec, *, bands: int, classes: int, seed: int = 0) -> Network:
+def build_network(
+    model: ModelSpec,
+    *,
+    bands: int,
+    classes: int,
+    seed: int = 0,
+    channels: Channels | None = None,
+) -> Network:
     """The network of ``model`` with first weights drawn from ``seed``.
 
+    ``channels``: (in, out) of the layers that a pruning left narrower than the architecture says.
     The same seed gives the same weights, and torch's own random state is left as it was.
-    Raises ModelError for an architecture that is not known.
+    Raises ModelError for an architecture that is not known, and for channels it cannot have.
     """
     found = re.fullmatch(rf"({'|'.join(FAMILIES)})([1-9][0-9]*)", model.arch)
     if found is None:
         raise ModelError(f"architecture {model.arch!r} is unknown; known: {KNOWN}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return FAMILIES[found[1]](model, bands, classes, int(found[2]))
+        network = FAMILIES[found[1]](model, bands, classes, int(found[2]))
+    resize_layers(network, channels or {})
+    return network
+
+
+def changed_channels(network: nn.Module, model: ModelSpec) -> dict[str, tuple[int, int]]:
+    """What :func:`build_network` must be told of a pruned network of this architecture."""
+    present = channels_of(network)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    bands, classes = convolutions[0].in_channels, convolutions[-1].out_channels
+    with torch.device("meta"):
+        whole = channels_of(build_network(model, bands=bands, classes=classes))
+    return {name: sizes for name, sizes in present.items() if sizes != whole[name]}

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terrafine.errors import ModelError
 from terrafine.models.build import KNOWN, build_network
+from terrafine.models.channels import Channels
 from terrafine.models.hrnet import STEM_CHANNELS, HRNet, Strides
 from terrafine.models.layers import FirstNorm, Sliding
 from terrafine.spec import ModelSpec
@@ -43,19 +44,30 @@ def describe(
     Raises ModelError when there is no such network.
     """
     model = _checked(arch, stem_strides, first_norm, stem_channels)
+    return describe_spec(model, bands=bands, classes=classes)
+
+
+def describe_spec(
+    model: ModelSpec, *, bands: int, classes: int, channels: Channels | None = None
+) -> dict[str, Any]:
+    """:func:`describe` of a spec's ``model`` section, and of what a pruning left of it.
+
+    ``channels``: as :func:`build_network` takes them; ``pruned_layers`` counts them then.
+    """
     with torch.device("meta"):
-        network = build_network(model, bands=bands, classes=classes).eval()
+        network = build_network(model, bands=bands, classes=classes, channels=channels).eval()
         image = torch.empty(1, bands, MEASURED_SIZE, MEASURED_SIZE)
     macs, activations = _traffic(network, image)
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = parameters * BYTES_PER_NUMBER / MEBI
-    stem = {"stem_strides": list(stem_strides), "stem_channels": stem_channels}
+    stem = {"stem_strides": list(model.stem_strides), "stem_channels": model.stem_channels}
     return {
-        "arch": arch,
+        "arch": model.arch,
         "bands": bands,
         "classes": classes,
         **(stem if isinstance(network, HRNet) else {}),
-        "first_norm": first_norm,
+        "first_norm": model.first_norm,
+        **({"pruned_layers": len(channels)} if channels else {}),
         "parameters": parameters,
         "macs_per_pixel": round(macs / MEASURED_SIZE**2),
         "activations_per_pixel": round(activations / MEASURED_SIZE**2),
@@ -64,18 +76,6 @@ def describe(
         "weights_mb": round(megabytes, 2),
         "training_mb": round(2 * megabytes, 2),
     }
-
-
-def describe_spec(model: ModelSpec, *, bands: int, classes: int) -> dict[str, Any]:
-    """:func:`describe` of a spec's ``model`` section."""
-    return describe(
-        model.arch,
-        bands,
-        classes,
-        stem_strides=model.stem_strides,
-        first_norm=model.first_norm,
-        stem_channels=model.stem_channels,
-    )
 
 
 def receptive_field(path: Iterable[Sliding]) -> int:

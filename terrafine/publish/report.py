@@ -20,6 +20,7 @@ from markupsafe import Markup
 from terrafine.accuracy import AccuracyReport, Figure, GateDecision, PairedComparison
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend, UInt8Array
+from terrafine.pruning import PruningRecord
 from terrafine.publish.charts import (
     ClassRow,
     Estimated,
@@ -53,6 +54,7 @@ class ReportData:
     ``accuracy``, ``product_accuracy``: of the map and of the label product against the same
     reference; ``difference``: map (first) with product (second). Histories hold one mapping per
     epoch: epoch, learning_rate, train_loss, validation_loss, validation_agreement, seconds.
+    ``pruning``: what was taken from the trained network, None where nothing was.
     ``agreement``: (n,) share 0..1 per training chip, against ``agreement_threshold``.
     ``provenance``: nested mappings and lists of plain values, shown as they are.
     """
@@ -71,6 +73,7 @@ class ReportData:
     gate: GateDecision | None = None
     preliminary_history: Sequence[EpochRow] = ()
     history: Sequence[EpochRow] = ()
+    pruning: PruningRecord | None = None
     agreement: npt.NDArray[np.float64] | None = None
     agreement_threshold: float = 0.2
     notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ everywhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -60,6 +60,8 @@ def train(
     storage: Storage,
     heading: str,
     observer: Observer | None = None,
+    after_epoch: Callable[[RawModel], None] | None = None,
+    also_identified_by: Mapping[str, object] | None = None,
 ) -> TrainingResult:
     """Train ``model`` (in place) on crops of the ``train`` chips of ``source``.
 
@@ -69,7 +71,11 @@ def train(
     worker reaches: the same call on it, with any number of workers, goes on after the last
     checkpoint and ends as if it had never been stopped; beside the checkpoints it holds
     ``steps.csv`` and ``history.json``. ``heading`` stands beside the progress bar. ``observer`` is
-    told of every step and epoch.
+    told of every step and epoch. ``after_epoch`` changes the network in place, in the same way on
+    every worker, once an epoch is trained and before it is validated and saved: what is validated,
+    kept and gone on from is the changed one; there can be no running mean of weights then.
+    ``also_identified_by`` is what else (JSON) the outcome depends on: a checkpoint with another
+    one is refused.
 
     Raises TrainingError when the chips cannot be trained on, when the loss is not a number (the
     last checkpoint stays), and when a checkpoint cannot be written, read, or is of another
@@ -88,15 +94,17 @@ def train(
         seed=seed,
         device=device,
         group=Group.here(),
+        also_identified_by=also_identified_by or {},
     )
     run.check()
+    assert after_epoch is None or spec.ema is None, "a mean of weights is not the changed network"
     together = spec.sync_batch_norm and run.group.size > 1
     with (
         _reproducible(device),
         synchronised_batch_norm(model, device) if together else nullcontext(),
         shown(heading, total=epochs * run.plan.steps, group=run.group) as bar,
     ):
-        return _Training(run, storage, observer or Unobserved(), bar).result()
+        return _Training(run, storage, observer or Unobserved(), bar, after_epoch).result()
 
 
 def read_result(storage: Storage) -> TrainingResult | None:
@@ -136,8 +144,15 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 class _Training:
     """A training under way: where it is, and what it has come to."""
 
-    def __init__(self, run: Run, storage: Storage, observer: Observer, bar: Shown) -> None:
-        self.run, self.observer, self.bar = run, observer, bar
+    def __init__(
+        self,
+        run: Run,
+        storage: Storage,
+        observer: Observer,
+        bar: Shown,
+        after_epoch: Callable[[RawModel], None] | None,
+    ) -> None:
+        self.run, self.observer, self.bar, self.after_epoch = run, observer, bar, after_epoch
         self.checkpoints = Checkpoints(storage)
         self.identity = run.identity()
         self.loss = training_loss(run.spec, run.class_weights).to(run.device)
@@ -192,6 +207,7 @@ class _Training:
         run = self.run
         self._train_epoch(epoch)
         validating = time.perf_counter()
+        self._change()
         found = self._validate(epoch)
         sums = self.sums
         record = EpochRecord(
@@ -256,6 +272,12 @@ class _Training:
                 "no pixel of the training chips has a label; check labels.crosswalk and the "
                 "overlap of labels and imagery"
             )
+
+    def _change(self) -> None:
+        if self.after_epoch is not None:
+            self.after_epoch(self.run.model)
+            # another processor may round otherwise where it chooses what to change
+            self.run.group.copy_from_leader_(p.detach() for p in self.run.model.parameters())
 
     def _validate(self, epoch: int) -> Evaluation:
         run = self.run

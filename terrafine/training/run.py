@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ class Run:
     seed: int
     device: torch.device
     group: Group
+    also_identified_by: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def plan(self) -> EpochPlan:
@@ -97,6 +99,7 @@ class Run:
                 "epochs": self.epochs,
             },
             seed=self.seed,
+            **self.also_identified_by,
         )
 
     def check(self) -> None:

@@ -1,0 +1,1 @@
+"""The prune stage as a KFP component."""
