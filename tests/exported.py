@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from terrafine.export import BundleInfo, ParityReport, export_model, load_bundle, save_bundle
+from terrafine.accuracy import GateDecision, RuleResult
+from terrafine.export import (
+    BundleInfo,
+    ParityReport,
+    Release,
+    export_model,
+    load_bundle,
+    save_bundle,
+    write_release,
+)
+from terrafine.export.variants import Variant
 from terrafine.legend import SEVEN
 from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ExportSpec, ModelSpec
@@ -61,10 +71,10 @@ def random_model(info: BundleInfo, seed: int = 0) -> RawModel:
     return model.eval()
 
 
-def export_small_hrnet(folder: Path) -> Exported:
-    """Bundle and graph in ``folder``, through the same calls as the export stage's."""
-    info = BundleInfo(
-        model=ModelSpec(arch="hrnet_w4"),
+def described(arch: str) -> BundleInfo:
+    """A bundle's description without weights."""
+    return BundleInfo(
+        model=ModelSpec(arch=arch),
         bands=("red", "green", "blue", "nir"),
         fill=FILL,
         mean=(120.0, 130.0, 125.0, 128.0),
@@ -72,6 +82,39 @@ def export_small_hrnet(folder: Path) -> Exported:
         legend=SEVEN,
         provenance={"run": "test"},
     )
+
+
+PASSED = GateDecision(
+    passed=True,
+    subject="a model of the tests",
+    evidence="none",
+    rules=(RuleResult(name="made for tests", passed=True, required="-", found="-", reason=""),),
+)
+
+
+def small_release(
+    folder: Path,
+    *,
+    seed: int = 0,
+    window: int = WINDOW,
+    variants: tuple[Variant, ...] = ("fp32",),
+    gate: GateDecision = PASSED,
+) -> Release:
+    """A release in ``folder`` of a small U-Net that nobody trained; other seeds, other answers."""
+    info = described("unet_w4")
+    save_bundle(folder.with_name(f"{folder.name}-model"), random_model(info, seed), info)
+    model, info = load_bundle(folder.with_name(f"{folder.name}-model"))
+    # what an untrained network says in 8 bits is no more than similar
+    spec = ExportSpec(variants=variants, reduced_class_agreement={"fp16": 0.9, "int8": 0.5})
+    real = images(3, seed=9, size=window)
+    return write_release(
+        folder, model, info, real, name=f"test-{seed}", gate=gate, window=window, spec=spec
+    )
+
+
+def export_small_hrnet(folder: Path) -> Exported:
+    """Bundle and graph in ``folder``, through the same calls as the export stage's."""
+    info = described("hrnet_w4")
     save_bundle(folder / "model", random_model(info), info)
     model, info = load_bundle(folder / "model")
     windows_NCHW = images(3, seed=9)

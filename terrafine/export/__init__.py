@@ -2,15 +2,20 @@
 
 from terrafine.export.bundle import BundleInfo, load_bundle, read_info, save_bundle
 from terrafine.export.graph import ServedModel, export_onnx
-from terrafine.export.parity import ParityReport, check_parity, export_model
-from terrafine.export.session import INPUT, OUTPUTS, GraphInfo, open_graph
+from terrafine.export.parity import Floors, ParityReport, check_parity, export_model
+from terrafine.export.release import Release, ReleaseInfo, read_release, write_release
+from terrafine.export.session import INPUT, OUTPUTS, GraphInfo, Prediction, open_graph
 
 __all__ = [
     "INPUT",
     "OUTPUTS",
     "BundleInfo",
+    "Floors",
     "GraphInfo",
     "ParityReport",
+    "Prediction",
+    "Release",
+    "ReleaseInfo",
     "ServedModel",
     "check_parity",
     "export_model",
@@ -18,5 +23,7 @@ __all__ = [
     "load_bundle",
     "open_graph",
     "read_info",
+    "read_release",
     "save_bundle",
+    "write_release",
 ]

@@ -18,6 +18,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from terrafine.export.bundle import BundleInfo
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo
+from terrafine.export.variants import HalfNetwork
 from terrafine.legend import Legend, UInt8Array
 from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
@@ -84,14 +85,24 @@ def _byte(probability: Tensor) -> Tensor:
 
 
 def export_onnx(
-    model: RawModel, path: Path, *, window: int, spec: ExportSpec, info: BundleInfo
+    model: RawModel,
+    path: Path,
+    *,
+    window: int,
+    spec: ExportSpec,
+    info: BundleInfo,
+    half: bool = False,
 ) -> GraphInfo:
     """Write the served graph to ``path`` as ONNX; use :func:`export_model`, which also checks it.
 
     Input ``image`` uint16 (N, bands, window, window), N free, H and W fixed (one shape is what
-    servers batch and TensorRT plans for); outputs as in :class:`ServedModel`, uint8.
+    servers batch and TensorRT plans for); outputs as in :class:`ServedModel`, uint8. ``half``:
+    with the network's arithmetic in fp16.
     """
-    served = ServedModel(_fused(model), info.legend)
+    fused = _fused(model)
+    if half:
+        fused.network = HalfNetwork(fused.network)
+    served = ServedModel(fused, info.legend)
     example = torch.zeros((2, len(info.bands), window, window), dtype=torch.uint16)
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(

@@ -10,15 +10,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from pydantic import ValidationError
 
 from terrafine.errors import ModelError
-from terrafine.legend import Legend
+from terrafine.legend import Legend, UInt8Array
 
+UInt16Array = npt.NDArray[np.uint16]
 INPUT = "image"
 OUTPUTS = ("enhanced_probability", "other_class", "other_probability")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a batch of windows; each array (N, H, W) uint8.
+
+    ``enhanced_NHW``: round(255 x probability) of the legend's enhanced class, 0 without one.
+    ``other_class_NHW``: legend code of the most probable other class, 0 where the pixel is missing.
+    ``other_NHW``: round(255 x its probability), one less where the enhanced class is more probable
+    and both round to the same.
+    """
+
+    enhanced_NHW: UInt8Array
+    other_class_NHW: UInt8Array
+    other_NHW: UInt8Array
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from terrafine.stages.filter import FILTER
 from terrafine.stages.gate import GATE
 from terrafine.stages.label import LABEL
 from terrafine.stages.map import MAP, check_store
+from terrafine.stages.prune import PRUNE
 from terrafine.stages.publish import PUBLISH, REFUSE
 from terrafine.stages.train import TRAIN, TRAIN_PRELIMINARY
 
@@ -16,6 +17,7 @@ ENGINE = Engine(
         TRAIN_PRELIMINARY,
         FILTER,
         TRAIN,
+        PRUNE,
         ASSESS,
         GATE,
         EXPORT,

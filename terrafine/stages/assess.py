@@ -56,7 +56,7 @@ _REMEMBERED = 64
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(chips_place(job, needed["label"]))
-    candidate = _predictor(job, store, job.output(needed["train"], "model"))
+    candidate = _predictor(job, store, job.output(needed["prune"], "model"))
     labels = open_class_raster(job.spec.labels, store.legend, job.data)
 
     def product(mosaic: Mosaic) -> ReadMap:
@@ -92,7 +92,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             "held_out": Path(HELD_OUT),
         },
         {
-            "model": read_info(job.output(needed["train"], "model")).digest,
+            "model": read_info(job.output(needed["prune"], "model")).digest,
             "samples": map_report.samples,
             **_flat("map_oa", map_report.overall_accuracy),
             **_flat("product_oa", product_report.overall_accuracy),
@@ -274,7 +274,7 @@ def _files(spec: MapSpec) -> list[str]:
 
 ASSESS = Stage(
     name="assess",
-    needs=("label", "train"),
+    needs=("label", "prune"),
     sections=("imagery", "labels", "assess", "map", "gate.champion"),
     files=_files,
     work=_work,

@@ -29,10 +29,15 @@ import terrafine
 from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.progress import announce
+from terrafine.raster import catalogue_digest
 from terrafine.spec import MapSpec, data_root, load_spec, parse_spec, resolve_in
 from terrafine.stages.fit import Trainer, fit
 
 T = TypeVar("T")
+
+CATALOGUE = "imagery.catalogue"
+"""Stands among a stage's files for all that the catalogue names."""
+
 Metric = float | int | str
 
 _DIGESTS = TypeAdapter(dict[str, str])
@@ -144,12 +149,16 @@ def file_digest(path: Path) -> str:
 
 
 def source_digests(job: Job, stage: Stage) -> dict[str, str]:
-    """SHA-256 of each data file the stage reads, remembered by size and time of change."""
+    """SHA-256 of each data file the stage reads, remembered by size and time of change, and of
+    the catalogue."""
     cache_file = job.workdir / ".source-digests.json"
     cache = read_json(cache_file, _DIGESTS) if cache_file.exists() else {}
     found = {}
     fresh = False
     for name in stage.files(job.spec):
+        if name == CATALOGUE:
+            found[name] = catalogue_digest(job.spec.imagery, job.data.resolve())
+            continue
         path = resolve_in(job.data, name)
         if not path.exists():
             raise StageError(

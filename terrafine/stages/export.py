@@ -1,10 +1,8 @@
-"""export: a promoted model -> the ONNX graph that serves, checked on real windows."""
+"""export: a promoted model -> the release that serves, checked on real windows."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,15 @@ from pydantic import TypeAdapter
 
 from terrafine.accuracy import GateDecision
 from terrafine.errors import StageError
-from terrafine.export import export_model, load_bundle
+from terrafine.export import Release, load_bundle, write_release
 from terrafine.geometry import Window
-from terrafine.progress import progress
+from terrafine.progress import progress, warn
 from terrafine.raster import Mosaic, open_mosaics
 from terrafine.spec import MapSpec
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, read_json
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
 from terrafine.stages.label import scene_files
+
+RELEASE = "release"
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
@@ -30,36 +30,51 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             "only a model that passed is exported: change the training or the gate's rules"
         )
     model, info = load_bundle(
-        job.output(needed["train"], "model"), legend=job.spec.resolve_legend()
+        job.output(needed["prune"], "model"), legend=job.spec.resolve_legend()
     )
     if info.digest != needed["gate"].metrics["model"]:
         raise StageError(
-            f"{job.output(needed['train'], 'model')}: not the model that the gate judged "
+            f"{job.output(needed['prune'], 'model')}: not the model that the gate judged "
             f"(trained again or exchanged since); delete {job.workdir / 'assess'} and "
             f"{job.workdir / 'gate'} and run again, so that this one is judged"
         )
     windows = real_windows(job.spec, list(open_mosaics(job.spec.imagery, job.data).values()))
-    with progress("export", total=1, unit="graph") as task:
-        parity = export_model(
+    with progress("export", total=1, unit="release") as task:
+        release = write_release(
+            folder / RELEASE,
             model,
             info,
-            folder / "model.onnx",
             windows,
+            name=job.spec.name,
+            gate=decision,
             window=job.spec.map.window,
             spec=job.spec.export,
         )
-        task.advance(agreement=parity.class_agreement)
-    (folder / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
+        exact = release.info.graphs["fp32"]
+        task.advance(agreement=exact.parity.class_agreement)
+    for variant, why in release.info.refused.items():
+        warn(f"{variant}: {why}")
     return Outcome(
-        {"graph": Path("model.onnx"), "parity": Path("parity.json")},
+        {"graph": Path(RELEASE, exact.file), "release": Path(RELEASE)},
         {
             "model": info.digest,
-            "graph": file_digest(folder / "model.onnx"),
-            "class_agreement": round(parity.class_agreement, 6),
-            "max_probability_error": round(parity.max_probability_error, 6),
-            "windows": parity.windows,
+            "release": release.digest,
+            "graph": exact.sha256,
+            **_agreements(release),
+            "max_probability_error": round(exact.parity.max_probability_error, 6),
+            "windows": exact.parity.windows,
         },
     )
+
+
+def _agreements(release: Release) -> dict[str, float]:
+    """Under the graph's plain name for fp32, which the map is made with."""
+    return {
+        "class_agreement" + ("" if variant == "fp32" else f"_{variant}"): round(
+            entry.parity.class_agreement, 6
+        )
+        for variant, entry in release.info.graphs.items()
+    }
 
 
 def real_windows(spec: MapSpec, mosaics: list[Mosaic]) -> npt.NDArray[np.uint16]:
@@ -88,7 +103,7 @@ def real_windows(spec: MapSpec, mosaics: list[Mosaic]) -> npt.NDArray[np.uint16]
 
 EXPORT = Stage(
     name="export",
-    needs=("train", "gate"),
+    needs=("prune", "gate"),
     sections=("imagery", "map", "export"),
     files=scene_files,
     work=_work,

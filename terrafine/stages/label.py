@@ -10,7 +10,7 @@ import numpy as np
 from terrafine.chips import build_chips
 from terrafine.raster import check_overlap, open_class_raster, open_mosaics
 from terrafine.spec import MapSpec
-from terrafine.stages.engine import Job, Manifest, Metric, Outcome, Stage
+from terrafine.stages.engine import CATALOGUE, Job, Manifest, Metric, Outcome, Stage
 from terrafine.storage import Storage
 
 # Says where the chips are when they are not in the work directory.
@@ -57,7 +57,9 @@ def chips_place(job: Job, manifest: Manifest) -> str:
 
 
 def scene_files(spec: MapSpec) -> list[str]:
-    """Every imagery file the spec names."""
+    """Every imagery file the spec names, or the catalogue."""
+    if spec.imagery.catalogue is not None:
+        return [CATALOGUE]
     return [file for scene in spec.imagery.scenes for file in scene.files]
 
 

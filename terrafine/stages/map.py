@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from terrafine import __version__
 from terrafine.errors import MapStoreError, StageError
-from terrafine.mapping import MapStore, OnnxPredictor, Plan, is_map_store, map_all, open_map
-from terrafine.raster import open_mosaics
+from terrafine.mapping import MapStore, OnnxPredictor, is_map_store, map_all, open_map, plan_all
+from terrafine.raster import Region, open_mosaics, scene_names, unreadable_scenes
+from terrafine.spec import MapSpec
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
 
 STORE = "map.icechunk"
+
+# scene -> why it could not be read by this run
+_UNREADABLE = "unreadable.json"
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
@@ -35,17 +40,21 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
         predictor,
         spec=spec.map,
         legend=spec.resolve_legend(),
-        scenes=[scene.name for scene in spec.imagery.scenes],
+        scenes=scene_names(mosaics),
         model_digest=predictor.info.model,
         spec_digest=_pixels_digest(job, sha256),
+        region=map_region(job),
     )
+    unreadable = unreadable_scenes(mosaics)
+    (folder / _UNREADABLE).write_text(json.dumps(unreadable, indent=1))
     return Outcome(
-        {"store": job.workdir / STORE},
+        {"store": job.workdir / STORE, "unreadable": Path(_UNREADABLE)},
         {
             "run": done.run,
             "snapshot": done.snapshot,
             "shards": done.shards,
             "resumed": done.resumed,
+            "unreadable_scenes": len(unreadable),
         },
     )
 
@@ -56,8 +65,18 @@ def check_store(job: Job) -> None:
     path = job.workdir / STORE
     if is_map_store(path):
         mosaics = open_mosaics(job.spec.imagery, job.data)
-        plans = [Plan.of(mosaic, job.spec.map) for mosaic in mosaics.values()]
+        plans = plan_all(mosaics, job.spec.map, map_region(job))
         MapStore.open_for(path, plans, job.spec.resolve_legend())
+
+
+def map_region(job: Job) -> Region | None:
+    """The region that the spec wants mapped, or None for all that has scenes."""
+    name = job.spec.map.region
+    return None if name is None else Region.read(name, job.data, key="map.region")
+
+
+def _files(spec: MapSpec) -> list[str]:
+    return [*scene_files(spec), *([spec.map.region] if spec.map.region else [])]
 
 
 def _pixels_digest(job: Job, graph_sha256: str) -> str:
@@ -81,7 +100,7 @@ MAP = Stage(
     name="map",
     needs=("export",),
     sections=("imagery", "map"),
-    files=scene_files,
+    files=_files,
     work=_work,
     resumable=True,
     result_exists=_result_exists,

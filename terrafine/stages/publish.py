@@ -37,7 +37,7 @@ from terrafine.stages.report import MapLayers, write_report
 
 # Pixels of the longer side of a quick look's map.
 _QUICKLOOK = 2048
-_NEEDS = ("label", "train-preliminary", "filter", "train", "assess", "gate")
+_NEEDS = ("label", "train-preliminary", "filter", "train", "prune", "assess", "gate")
 
 
 @dataclass(frozen=True)

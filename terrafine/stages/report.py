@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from terrafine.accuracy import AccuracyReport, GateDecision
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import UInt8Array
+from terrafine.pruning import PruningRecord
 from terrafine.publish import (
     ReportData,
     View,
@@ -76,6 +77,7 @@ def write_report(
         gate=read_json(job.output(needed["gate"], "decision"), TypeAdapter(GateDecision)),
         preliminary_history=_history(job, needed["train-preliminary"]),
         history=_history(job, needed["train"]),
+        pruning=_pruning(job, needed["prune"]),
         agreement=agreement[np.isfinite(agreement)],
         agreement_threshold=spec.filter.min_agreement,
         notes=spec.publish.notes,
@@ -151,6 +153,12 @@ def _painted(points: Points, grid: PixelGrid, window: Window) -> UInt8Array:
 def _history(job: Job, manifest: Manifest) -> list[dict[str, float]]:
     epochs = read_json(job.output(manifest, "history"), TypeAdapter(list[EpochRecord]))
     return [epoch.model_dump(exclude={"validation_recall"}) for epoch in epochs]
+
+
+def _pruning(job: Job, manifest: Manifest) -> PruningRecord | None:
+    if "pruning" not in manifest.outputs:
+        return None
+    return read_json(job.output(manifest, "pruning"), TypeAdapter(PruningRecord))
 
 
 def _provenance(

@@ -47,23 +47,56 @@ def _final(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 def _fit(
     job: Job, folder: Path, store: ChipStore, chips: Sequence[int], epochs: int, heading: str
 ) -> Outcome:
+    require_chips(job, store, chips)
+    mean_C, std_C = band_statistics(store, np.asarray(chips))
+    place = training_place(job, folder)
+    task = training_task(
+        job,
+        folder,
+        store,
+        chips,
+        scaling=(tuple(mean_C.tolist()), tuple(std_C.tolist())),
+        epochs=epochs,
+        place=place,
+        heading=heading,
+    )
+    result = job.trainer(task)
+    _save(job, folder, task, result)
+    outcome = _outcome(folder, place, result, len(chips))
+    clear_training(folder, place)
+    return outcome
+
+
+def require_chips(job: Job, store: ChipStore, chips: Sequence[int]) -> None:
+    """Raise an error where the chips cannot be trained on."""
     store.verify(most=_VERIFIED)
     if not chips:
         raise TrainingError(
             f"{job.spec.name}: no chip is left to train on; lower filter.min_agreement or "
             "chips.max_missing"
         )
-    place = _storage(job, folder)
-    validation = store.indexes(VALIDATION).tolist()
-    require_classes(store, chips, validation)
-    mean_C, std_C = band_statistics(store, np.asarray(chips))
-    task = TrainingTask(
+    require_classes(store, chips, store.indexes(VALIDATION).tolist())
+
+
+def training_task(
+    job: Job,
+    folder: Path,
+    store: ChipStore,
+    chips: Sequence[int],
+    *,
+    scaling: tuple[tuple[float, ...], tuple[float, ...]],
+    epochs: int,
+    place: Storage,
+    heading: str,
+) -> TrainingTask:
+    """A training of the spec's network on these chips; ``scaling``: mean and std of the bands."""
+    return TrainingTask(
         chips=store.storage.location,
         train=tuple(chips),
-        validation=tuple(validation),
+        validation=tuple(store.indexes(VALIDATION).tolist()),
         model=job.spec.model,
-        mean=tuple(mean_C.tolist()),
-        std=tuple(std_C.tolist()),
+        mean=scaling[0],
+        std=scaling[1],
         fill=store.fill,
         legend=store.legend,
         class_weights=job.spec.class_weights(),
@@ -74,12 +107,12 @@ def _fit(
         run=f"{job.spec.name}/{folder.parent.name}",
         heading=heading,
     )
-    result = job.trainer(task)
-    _save(job, folder, task, result)
-    outcome = _outcome(folder, place, result, len(chips))
+
+
+def clear_training(folder: Path, place: Storage) -> None:
+    """Remove what a finished training could have gone on from."""
     place.delete(place.names())
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
-    return outcome
 
 
 def _save(job: Job, folder: Path, task: TrainingTask, result: TrainingResult) -> None:
@@ -99,7 +132,7 @@ def _save(job: Job, folder: Path, task: TrainingTask, result: TrainingResult) ->
     save_bundle(folder / "model", model, info)
 
 
-def _storage(job: Job, folder: Path) -> Storage:
+def training_place(job: Job, folder: Path) -> Storage:
     """A folder of this stage's own, the same one when the stage is run again."""
     shared = job.spec.training.storage
     if shared is None:

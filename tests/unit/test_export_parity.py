@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from terrafine.errors import ExportError
-from terrafine.export import BundleInfo, check_parity, export_model, export_onnx
+from terrafine.export import BundleInfo, Floors, check_parity, export_model, export_onnx
 from terrafine.legend import SEVEN
 from terrafine.mapping import OnnxPredictor, Prediction
 from terrafine.models import RawInput, RawModel
@@ -84,13 +84,13 @@ def other_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_graph_that_says_other_classes_is_refused(other_graph):
     with pytest.raises(ExportError, match=r"agree on 0\.\d+ of the pixels.*asks for 0\.9999"):
-        check_parity(model_of(0), INFO, other_graph, windows(), ExportSpec())
+        check_parity(model_of(0), INFO, other_graph, windows(), Floors.of(ExportSpec()))
 
 
 def test_a_graph_with_other_probabilities_is_refused_even_when_the_classes_agree(other_graph):
     spec = ExportSpec(min_class_agreement=0.0)
     with pytest.raises(ExportError, match=r"differ by 0\.\d+ in a probability.*allows 0\.02"):
-        check_parity(model_of(0), INFO, other_graph, windows(), spec)
+        check_parity(model_of(0), INFO, other_graph, windows(), Floors.of(spec))
 
 
 def test_a_graph_that_takes_other_pixels_for_missing_is_refused(other_graph):
@@ -98,9 +98,9 @@ def test_a_graph_that_takes_other_pixels_for_missing_is_refused(other_graph):
     other_fill = RawModel(RawInput(INFO.mean, INFO.std, 200), one.network).eval()
     real = windows()
     real[1, :, 5] = 200
-    check_parity(one, INFO, other_graph, real, ExportSpec())
+    check_parity(one, INFO, other_graph, real, Floors.of(ExportSpec()))
     with pytest.raises(ExportError, match="not exported"):
-        check_parity(other_fill, INFO, other_graph, real, ExportSpec())
+        check_parity(other_fill, INFO, other_graph, real, Floors.of(ExportSpec()))
 
 
 def test_windows_without_a_valid_pixel_prove_nothing_and_the_old_graph_stays(tmp_path):
