@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 APT := $(shell if ! command -v apt-get >/dev/null; then :; elif [ "$$(id -u)" = 0 ]; then echo apt-get; \
 	elif command -v sudo >/dev/null; then echo sudo apt-get; fi)
 
-.PHONY: help env demo test test-slow lint format lock golden browser clean
+.PHONY: help env demo test test-slow lint format lock golden browser triton clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,10 +36,10 @@ opencv-libraries:
 demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 	$(BIN)/terrafine demo --into demo
 
-test: $(INSTALLED) browser  ## the tests, without the slow ones
+test: $(INSTALLED) browser triton  ## the tests, without the slow ones
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(INSTALLED) browser  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
+test-slow: $(INSTALLED) browser triton  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
 	$(BIN)/pytest -m slow
 
 # the report is tested in a real browser; without one those tests skip and say so
@@ -47,6 +47,16 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ [ -n "$(APT)" ] && $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no browser could be installed: the browser tests will skip"
+
+# a real Triton: its wheel clashes with numpy 2, so it has a folder of its own; without it the tests
+# that need it skip and say so
+TRITON := nvidia-pytriton==0.7.0
+triton: .triton/.installed  ## the Triton server that tests and `terrafine serve` run
+
+.triton/.installed: | $(INSTALLED)
+	@rm -rf .triton
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .triton $(TRITON) && touch $@ || \
+		{ rm -rf .triton; echo "$(TRITON) could not be installed: the tests with a real Triton will skip"; }
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -67,4 +77,4 @@ lock: $(INSTALLED)  ## resolve the newest allowed versions into requirements.loc
 	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
 
 clean:  ## remove the environment and what the demo made
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .triton demo runs

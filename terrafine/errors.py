@@ -41,12 +41,20 @@ class TrainingError(TerrafineError):
     """Training cannot start or go on."""
 
 
+class PruningError(TerrafineError):
+    """A network cannot be pruned as asked."""
+
+
 class ExportError(TerrafineError):
     """An exported graph does not say the same as the network."""
 
 
 class AccuracyError(TerrafineError):
     """An accuracy cannot be computed from what is there."""
+
+
+class ServingError(TerrafineError):
+    """A model server cannot be reached, refuses, or does not serve what was asked for."""
 
 
 class MapStoreError(TerrafineError):

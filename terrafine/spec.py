@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from datetime import date
 from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
@@ -72,9 +73,15 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+def _place(place: str) -> str:
+    return place if "://" in place else _relative(place)
+
+
 DataPath = Annotated[str, AfterValidator(_relative)]
+DataPlace = Annotated[str, AfterValidator(_place)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+PrunedShare = Annotated[float, Field(ge=0, lt=1)]
 PowerOfTwo = Annotated[int, Field(ge=16), AfterValidator(_power_of_two)]
 CrosswalkChoice = str | dict[int, int | str]
 
@@ -95,19 +102,92 @@ class SceneSpec(Section):
     )
 
 
-class ImagerySpec(Section):
-    """The fine imagery."""
+class CloudMaskSpec(Section):
+    """Which pixels of a scene count as missing because a mask says cloud, shadow or haze."""
 
-    scenes: Annotated[tuple[SceneSpec, ...], Field(min_length=1)]
+    asset: str | None = Field(
+        None,
+        description="what holds the mask: an asset (STAC), a column (GeoParquet), a {band} of the "
+        "pattern (folder); default: the image's own file",
+    )
+    band: Annotated[int, Field(ge=1)] = Field(1, description="of that file")
+    values: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        description="that mean missing: 3, 8, 9, 10 of Sentinel-2's SCL, 0 of Planet's UDM2 band 1"
+    )
+
+
+class CatalogueSpec(Section):
+    """Many scenes, found in a catalogue and not opened before they are read."""
+
+    source: DataPlace = Field(
+        description="path under the data root, or URL: a STAC file (.json, .geojson) or API, a "
+        "GeoParquet (.parquet), or a folder of GeoTIFF or JPEG 2000 (s3://bucket/folder too)"
+    )
+    assets: tuple[str, ...] = Field(
+        (),
+        description="files of a scene that hold the bands, in their order, or the one that holds "
+        "them all: assets (STAC), values of {band} in `pattern` (folder); default: those named "
+        "like imagery.bands, else the only image",
+    )
+    band_indexes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="1-based bands of a multi-band file; default: the first ones"
+    )
+    pattern: str = Field(
+        "**/*",
+        description="of file names in a folder; {band} in it stands for what differs between the "
+        "files of one scene, as in '**/*_{band}.jp2'",
+    )
+    max_cloud_cover: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="percent; cloudier scenes are left out"
+    )
+    dates: tuple[date, date] | None = Field(
+        None, description="first and last day; other scenes are left out"
+    )
+    region: DataPath | None = Field(
+        None, description="file of polygons; scenes outside are left out"
+    )
+    order: Literal["catalogue", "cloud_cover", "newest", "oldest", "priority"] = Field(
+        "catalogue",
+        description="which scene lies on top: the first of the catalogue, the least cloudy, the "
+        "newest, the oldest, or the one with the smallest `priority`",
+    )
+    cloud_mask: CloudMaskSpec | None = None
+    resolution: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="pixel size of the map in units of the CRS, from the CRS's origin; scenes off "
+        "these pixels give their nearest ones; default: the grid of each zone's first scene, off "
+        "which a scene cannot be read",
+    )
+
+    @field_validator("dates")
+    @classmethod
+    def _in_order(cls, dates: tuple[date, date] | None) -> tuple[date, date] | None:
+        if dates is not None and dates[0] > dates[1]:
+            raise ValueError(f"the first day {dates[0]} is after the last {dates[1]}")
+        return dates
+
+
+class ImagerySpec(Section):
+    """The fine imagery: scenes one by one, or a catalogue of them."""
+
+    scenes: tuple[SceneSpec, ...] = ()
+    catalogue: CatalogueSpec | None = None
     bands: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("red", "green", "blue", "nir"), description="R G B NIR (Dong et al. 2020, section 2.1)"
     )
     nodata: float | None = Field(
-        None, description="value of missing pixels; default: what the file says"
+        None,
+        description="value of missing pixels; default: what the file says (65535 stands for them "
+        "in a catalogue, whose files may differ)",
     )
     crs: str | None = Field(None, description="overrides the CRS the files state, e.g. EPSG:32612")
     scale: Annotated[float, Field(gt=0)] = Field(
         1.0, description="stored values are multiplied by this before they are rounded to uint16"
+    )
+    on_unreadable: Literal["fail", "skip"] | None = Field(
+        None,
+        description="of a scene that cannot be read: 'skip' reports it and takes the next one "
+        "below; default: 'skip' in a catalogue, 'fail' for `scenes`",
     )
 
     @field_validator("scenes")
@@ -117,6 +197,18 @@ class ImagerySpec(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"two scenes share a name: {names}")
         return scenes
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.scenes) == (self.catalogue is not None):
+            raise ValueError("give either `scenes`, at least one, or a `catalogue`, not both")
+        return self
+
+    @property
+    def skips_unreadable(self) -> bool:
+        """Whether a scene that cannot be read is passed over and reported."""
+        chosen = self.on_unreadable or ("skip" if self.catalogue else "fail")
+        return chosen == "skip"
 
 
 class LabelSource(Section):
@@ -299,6 +391,50 @@ class TrainingSpec(Section):
     )
 
 
+class PruneSpec(Section):
+    """Filter pruning by geometric median of the trained model (section 3.4, Algorithm 1).
+
+    Without any ratio the trained model is handed on as it is.
+    """
+
+    ratio: PrunedShare = Field(
+        0.0, description="share of filters taken from every layer; 0.4 in section 3.4"
+    )
+    stage_ratios: dict[str, PrunedShare] = Field(
+        {},
+        description="layer, part of the network or pattern (stem, stage4, 'stage?.exchanges.*', "
+        "head; down, up) -> its own ratio; of several that fit the last one counts, and layers "
+        "that are coupled take the smallest of theirs",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="layers, parts of the network or patterns that keep all their filters"
+    )
+    coupled: bool = Field(
+        False,
+        description="also prune channels that several layers add up (residual sums, fusions), in "
+        "all of them at once; the paper leaves the last layers before a fusion whole (section 3.4)",
+    )
+    round_to: Annotated[int, Field(ge=1)] = Field(
+        1, description="the filters left are rounded up to a multiple; 8 suits most hardware"
+    )
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        10,
+        description="after each of which the filters nearest the geometric median are set to zero "
+        "(section 3.4, which names no number)",
+    )
+    fine_tune_epochs: Annotated[int, Field(ge=0)] = Field(
+        10, description="of the compact network; the paper has none (section 3.4)"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="initial, of both; default: a tenth of training.learning_rate"
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether any filter is to go."""
+        return any(ratio > 0 for ratio in (self.ratio, *self.stage_ratios.values()))
+
+
 class AssessSpec(Section):
     """How accuracy is estimated."""
 
@@ -352,6 +488,20 @@ class ExportSpec(Section):
     )
     max_probability_error: Share = Field(0.02, description="largest, on the same windows")
     parity_windows: Annotated[int, Field(ge=1)] = 4
+    variants: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(
+        ("fp32",), description="of the served graph; fp32 is always made"
+    )
+    reduced_class_agreement: dict[Literal["fp16", "int8"], Share] = Field(
+        {},
+        validate_default=True,
+        description="variant -> least agreement with the network on those windows; the others: "
+        "0.999 (fp16), 0.98 (int8). A variant below it is left out of the release",
+    )
+
+    @field_validator("reduced_class_agreement")
+    @classmethod
+    def _every_variant_has_a_floor(cls, floors: dict[str, float]) -> dict[str, float]:
+        return {"fp16": 0.999, "int8": 0.98, **floors}
 
 
 class EnhanceSpec(Section):
@@ -377,6 +527,11 @@ class MappingSpec(Section):
     core: PowerOfTwo = Field(1024, description="pixels a side that a window contributes")
     halo: Annotated[int, Field(ge=0)] = Field(128, description="pixels seen around the core")
     shard: PowerOfTwo = Field(8192, description="pixels a side that one worker writes whole")
+    region: DataPath | None = Field(
+        None,
+        description="file of polygons; shards that touch none are not mapped, those that do are "
+        "mapped whole; default: wherever there are scenes",
+    )
     enhance: EnhanceSpec = EnhanceSpec()
     wave: Annotated[int, Field(ge=1)] = Field(16, description="shards per commit")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="of onnxruntime; 0: every core")
@@ -398,6 +553,61 @@ class MappingSpec(Section):
         return self.core + 2 * self.halo
 
 
+class ServeSpec(Section):
+    """How a model server runs a release (docs/serving.md)."""
+
+    name: Name = Field("landcover", description="of the model that clients ask for")
+    repository: str | None = Field(
+        None,
+        description="model repository that the servers read: folder or URL (s3://bucket/folder); "
+        "default: --repository",
+    )
+    variant: Literal["fp32", "fp16", "int8"] = Field("fp32", description="of the release's graphs")
+    max_batch: Annotated[int, Field(ge=1, le=256)] = Field(8, description="windows run at once")
+    preferred_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="sizes worth waiting for; default: as many as are there"
+    )
+    queue_delay_ms: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="how long a request waits for others to share its batch"
+    )
+    queue_limit: Annotated[int, Field(ge=0)] = Field(
+        256, description="waiting requests above which more are refused; 0: no limit"
+    )
+    queue_timeout_s: Annotated[float, Field(ge=0)] = Field(
+        120.0, description="waiting longer than this, a request is refused; 0: no limit"
+    )
+    instances: Annotated[int, Field(ge=1)] = Field(
+        1, description="of the model on each device; two overlap copying with computing"
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto: every GPU that the server has, else the CPU"
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="of an instance on a CPU; 0: all")
+    tensorrt: Literal["fp32", "fp16", "int8"] | None = Field(
+        None, description="compile the graph with TensorRT for the GPU, in this precision"
+    )
+    engine_cache: str = Field(
+        "/var/cache/tensorrt", description="folder on the server that keeps compiled engines"
+    )
+    loaded: Annotated[int, Field(ge=1)] = Field(
+        2,
+        description="versions kept loaded: the champion, and those before it, for maps that began "
+        "with them",
+    )
+    canary_class_agreement: Share = Field(
+        0.999,
+        description="of a server's answers and those recorded at export; below it no version is "
+        "promoted; 1 where servers run the same onnxruntime on the same kind of CPU",
+    )
+    canary_probability_error: Share = Field(0.02, description="largest, on the same windows")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        for wrong in (size for size in self.preferred_batches if size > self.max_batch):
+            raise ValueError(f"preferred_batches: {wrong} is above max_batch {self.max_batch}")
+        return self
+
+
 class PublishSpec(Section):
     """What people get to see."""
 
@@ -414,7 +624,7 @@ class MapSpec(Section):
     recipe: Literal["terrafine", "dong2020"] = Field(
         DEFAULT,
         description="settings that the spec starts from: 'dong2020', the paper's, or 'terrafine', "
-        "ours, on trial (docs/accuracy.md)",
+        "ours (docs/accuracy.md)",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     legend: str | Legend = Field("seven", description=f"one of {', '.join(LEGENDS)}, or your own")
@@ -424,10 +634,12 @@ class MapSpec(Section):
     filter: FilterSpec = FilterSpec()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
+    prune: PruneSpec = PruneSpec()
     assess: AssessSpec
     gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()
     map: MappingSpec = MappingSpec()
+    serve: ServeSpec = ServeSpec()
     publish: PublishSpec = PublishSpec()
 
     @model_validator(mode="before")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.exported import Exported, export_small_hrnet
 from tests.scenes import Project, make_project
+from tests.triton import releases as releases
+from tests.triton import triton_server as triton_server
 
 SHARED = Path(__file__).parents[2] / "shared"
 

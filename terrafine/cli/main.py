@@ -8,7 +8,20 @@ import sys
 import typer
 
 from terrafine import __version__
-from terrafine.cli import assess, compare, dataset, landscape, legend, model, run, spec, stages
+from terrafine.cli import (
+    assess,
+    compare,
+    dataset,
+    landscape,
+    legend,
+    mapping,
+    model,
+    predict,
+    run,
+    serving,
+    spec,
+    stages,
+)
 from terrafine.errors import TerrafineError, explain
 
 app = typer.Typer(
@@ -24,9 +37,12 @@ app.command("demo")(run.demo)
 stages.register(app)
 app.command("assess")(assess.command)
 app.command("compare")(compare.compare)
+app.command("predict")(predict.predict)
+serving.register(app)
 app.command("landscape")(landscape.command)
 app.add_typer(spec.app, name="spec")
 app.add_typer(model.app, name="model")
+app.add_typer(mapping.app, name="map")
 app.add_typer(legend.app, name="legend")
 app.add_typer(dataset.app, name="dataset")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from terrafine.cli.options import JsonOption
 from terrafine.errors import ModelError
-from terrafine.models import describe
+from terrafine.export import read_info
+from terrafine.models import describe, describe_spec
 
 app = typer.Typer(no_args_is_help=True, help="Networks.")
 
@@ -32,13 +34,22 @@ def info(
     first_norm: Annotated[
         Literal["instance", "batch"], typer.Option(help="norm after the first convolution")
     ] = "instance",
+    bundle: Annotated[
+        Path | None, typer.Option(help="folder of a model bundle, pruned or not, to describe")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, cost and receptive field of a network.
 
+    With --bundle of that one, whatever the other options say.
+
     Examples: `terrafine model info --arch hrnet_w24 --bands 4 --classes 10 --json`,
-    `terrafine model info --arch unet_w64`, `terrafine model info --arch fcdensenet64_k12`
+    `terrafine model info --arch unet_w64`,
+    `terrafine model info --bundle runs/zion/prune/latest/model`
     """
+    if bundle is not None:
+        _show(_of_bundle(bundle), as_json)
+        return
     try:
         first, second = (int(part) for part in stem_strides.split(","))
     except ValueError as error:
@@ -53,10 +64,25 @@ def info(
         first_norm=first_norm,
         stem_channels=stem_channels,
     )
+    _show(found, as_json)
+
+
+def _of_bundle(folder: Path) -> dict[str, Any]:
+    described = read_info(folder)
+    found = describe_spec(
+        described.model,
+        bands=len(described.bands),
+        classes=len(described.legend.classes),
+        channels=described.channels,
+    )
+    return {**found, "digest": described.digest}
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table(title=arch, show_header=False, title_justify="left")
+    table = Table(title=found["arch"], show_header=False, title_justify="left")
     for key, value in found.items():
         table.add_row(
             key.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value)

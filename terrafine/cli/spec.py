@@ -52,11 +52,15 @@ def show(spec: SpecArgument) -> None:
 
 
 def named_files(spec: MapSpec) -> list[str]:
-    """Every data file a spec names, once."""
+    """Every data file or folder on this machine that a spec names, once."""
+    catalogue = spec.imagery.catalogue
     files = [file for scene in spec.imagery.scenes for file in scene.files]
+    if catalogue is not None:
+        files += [name for name in (catalogue.source, catalogue.region) if name]
+    files += [spec.map.region] if spec.map.region else []
     files += [spec.labels.file, spec.assess.reference.file]
     files += [spec.gate.champion] if spec.gate.champion else []
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(file for file in files if "://" not in file))
 
 
 def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
@@ -64,8 +68,11 @@ def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
     network = describe_spec(spec.model, bands=len(spec.imagery.bands), classes=len(legend.classes))
     training, mapping, reference = spec.training, spec.map, spec.assess.reference
     scenes = len(spec.imagery.scenes)
+    source = f"{scenes} scene{'s' * (scenes > 1)}"
+    if spec.imagery.catalogue is not None:
+        source = f"catalogue {spec.imagery.catalogue.source}"
     rows = {
-        "imagery": f"{scenes} scene{'s' * (scenes > 1)}, bands {', '.join(spec.imagery.bands)}",
+        "imagery": f"{source}, bands {', '.join(spec.imagery.bands)}",
         "labels": f"{spec.labels.file} through crosswalk "
         f"{spec.labels.resolve_crosswalk(legend).name}",
         "legend": f"{legend.name}: {', '.join(legend.names)}",

@@ -15,7 +15,7 @@ from terrafine.stages import ENGINE, Job, Manifest
 
 def register(app: typer.Typer) -> None:
     """Add the stage commands to the command line."""
-    for command in (label, train, filter_chips, gate, export, map_scenes, publish):
+    for command in (label, train, filter_chips, prune, gate, export, publish):
         app.command(_NAMES.get(command.__name__, command.__name__))(command)
 
 
@@ -59,6 +59,21 @@ def filter_chips(
     run_stage(Job.open(spec, data=data, workdir=workdir), "filter", as_json)
 
 
+def prune(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the trained network smaller as the spec's `prune` says; goes on where it was killed.
+
+    Without a ratio there, the trained model is handed on as it is.
+
+    Example: `prune: {ratio: 0.4, coupled: true, round_to: 8}` in SPEC, then `terrafine prune SPEC`
+    """
+    run_stage(Job.open(spec, data=data, workdir=workdir), "prune", as_json)
+
+
 def gate(
     spec: SpecArgument,
     data: DataOption = None,
@@ -84,16 +99,6 @@ def export(
     run_stage(Job.open(spec, data=data, workdir=workdir), "export", as_json)
 
 
-def map_scenes(
-    spec: SpecArgument,
-    data: DataOption = None,
-    workdir: WorkdirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Map every scene into the map store; goes on where a killed run stopped."""
-    run_stage(Job.open(spec, data=data, workdir=workdir), "map", as_json)
-
-
 def publish(
     spec: SpecArgument,
     data: DataOption = None,
@@ -112,7 +117,7 @@ def publish(
         raise typer.Exit(3)
 
 
-_NAMES = {"filter_chips": "filter", "map_scenes": "map"}
+_NAMES = {"filter_chips": "filter"}
 
 
 def run_stage(job: Job, name: str, as_json: bool) -> Manifest:

@@ -20,9 +20,11 @@ from tests.scenes import CRS, TRANSFORM, Project, write_raster
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run", "demo", "label", "train", "filter", "assess", "gate", "export", "map", "publish",
+    "run", "demo", "label", "train", "filter", "prune", "assess", "gate", "export", "map",
+    "publish",
     "compare", "spec check", "spec schema", "spec show", "model info", "legend list", "legend show",
-    "dataset fetch", "dataset degrade", "landscape",
+    "dataset fetch", "dataset degrade", "landscape", "predict",
+    "deploy", "promote", "rollback", "status", "watch", "serve",
 )  # fmt: skip
 
 

@@ -1,0 +1,397 @@
+"""A model on Triton servers, asked like one in this process (``terrafine.mapping.Predictor``).
+
+Raw uint16 windows go out, three bytes per pixel come back. A request that fails for a reason that
+passes (a server that restarts, a full queue, a lost connection) is sent again, to another replica
+where there is one, until its deadline; every other reason is a ServingError. docs/triton-client.md
+says the same for clients in other languages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from serving.triton.contract import Contract, difference, fetch_contract
+from serving.triton.messages import (
+    Answer,
+    Reply,
+    build_request,
+    largest_batch,
+    read_response,
+    read_statistics,
+    region_bytes,
+    runs,
+)
+from serving.triton.regions import Regions
+from serving.triton.replicas import (
+    MAX_MESSAGE,
+    Replica,
+    Replicas,
+    cause_of,
+    gave_up,
+    parse_url,
+)
+from terrafine.errors import ServingError
+from terrafine.export.session import GraphInfo, UInt16Array
+from terrafine.legend import Legend
+from terrafine.telemetry import RequestRecord, VersionStatistics
+
+# Ask for the release that is served when the client connects, and for no other after that.
+CHAMPION = "champion"
+# A server that is not there at first is more often a wrong address than one that restarts.
+_CONNECT = 10.0
+_USELESS_TO_REPEAT = {
+    "invalid_argument": "the request was refused",
+    "resource_exhausted": "the message is larger than this server, or a proxy before it, lets "
+    "through; give max_message",
+    "restricted": "the server allows it to nobody without its header",
+    "unimplemented": "this is no Triton, or an endpoint of it is switched off",
+    "permission_denied": "the server does not allow it",
+    "unauthenticated": "the server wants credentials",
+}
+
+
+class Observer(Protocol):
+    """Who is told of requests (``terrafine.telemetry.ServingMetrics``)."""
+
+    def request(self, record: RequestRecord) -> None:
+        """A request was answered."""
+
+    def failure(self, model: str, cause: str) -> None:
+        """A try failed and is repeated; ``cause`` is gRPC's name of it."""
+
+
+class _Failure(Exception):
+    """A try that failed although the server answered."""
+
+
+class TritonPredictor:
+    """A model on one or several Triton servers.
+
+    Parameters: ``url`` ``grpc://host:port[,host:port...]``, replicas are asked in turn; ``model``
+    its name there; ``release`` digest of the only release that may answer, or "champion" for the
+    one served now, so that one map never mixes two (default: whichever is served, at any time);
+    ``shared_memory`` with a server on this machine: True, False, or "auto", where it can be had;
+    ``in_flight`` most requests at the same time; ``max_batch`` most windows per request (default:
+    what the model takes); ``deadline`` seconds for one request with all its tries; ``patience``
+    seconds for one try; ``max_message`` most bytes of a message, where a proxy allows less than
+    gRPC's 2 GiB.
+
+    Safe for threads. Raises ServingError when no server is there, the model is not ready or is
+    none of terrafine's, or the release is not served.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "landcover",
+        release: str | None = None,
+        shared_memory: bool | Literal["auto"] = "auto",
+        in_flight: int = 4,
+        max_batch: int | None = None,
+        deadline: float = 120.0,
+        patience: float = 60.0,
+        max_message: int = MAX_MESSAGE,
+        observer: Observer | None = None,
+    ) -> None:
+        self.url, self.model = url, model
+        self.release = None if release == CHAMPION else release
+        self._deadline, self._patience = deadline, patience
+        self._observer = observer
+        self._replicas = Replicas(parse_url(url))
+        self._regions = Regions(shared_memory, grace=deadline)
+        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="triton")
+        self._agreed: GraphInfo | None = None
+        self._without_release: set[Replica] = set()
+        try:
+            contract = self._connect()
+            if release == CHAMPION:
+                self.release = contract.releases[contract.newest]
+            self.info = self._agreed = contract.graphs[self._version(contract) or contract.newest]
+            most = min(contract.max_batch, max_batch or contract.max_batch)
+            self._batch = largest_batch(self.info, most, max_message, url)
+        except ServingError:
+            self.close()
+            raise
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self.info.window
+
+    def require(self, *, legend: Legend, fill: int) -> None:
+        """ServingError unless the model says ``legend``'s codes and takes ``fill`` for missing."""
+        if self.info.legend.digest != legend.digest:
+            raise ServingError(
+                f"{self.url}: model {self.model!r} says the codes of another legend "
+                f"({self.info.legend.name!r}: {', '.join(self.info.legend.names)}; wanted "
+                f"{legend.name!r}: {', '.join(legend.names)}); deploy a model of this legend"
+            )
+        if self.info.fill != fill:
+            raise ServingError(
+                f"{self.url}: model {self.model!r} takes {self.info.fill} for a missing pixel, but "
+                f"the imagery marks missing pixels by {fill}; set imagery.nodata as it was when "
+                "the model was trained"
+            )
+
+    def predict(self, windows_NCHW: UInt16Array) -> Answer:
+        """Classify windows of shape (N, bands, window, window); ServingError on another shape."""
+        parts = self.submit(windows_NCHW)
+        try:
+            replies = [(part, future.result()) for part, future in parts]
+        finally:
+            for _, future in parts:
+                future.cancel()
+        return Answer.joined(len(windows_NCHW), self.window, replies)
+
+    def submit(self, windows_NCHW: UInt16Array) -> list[tuple[slice, Future[Reply]]]:
+        """Begin to classify windows: which of them go together, and the replies to come.
+
+        Windows without a single valid pixel are in none of them: no server is asked.
+        """
+        expected = (self.info.bands, self.window, self.window)
+        if windows_NCHW.shape[1:] != expected or windows_NCHW.dtype != np.uint16:
+            raise ServingError(
+                f"{self.url}: model {self.model!r} takes uint16 windows of shape "
+                f"(N, {', '.join(map(str, expected))}), not {windows_NCHW.dtype} "
+                f"{windows_NCHW.shape}; cut them as the model was exported"
+            )
+        if not len(windows_NCHW):
+            raise ServingError(f"{self.url}: an empty batch was to be sent; give windows")
+        valid_N = (windows_NCHW != self.info.fill).all(axis=1).any(axis=(1, 2))
+        return [
+            (part, self._pool.submit(self._ask, windows_NCHW[part]))
+            for part in runs(valid_N, self._batch)
+        ]
+
+    def statistics(self) -> list[VersionStatistics]:
+        """What the servers counted since they started: each replica's, version by version."""
+        request = service_pb2.ModelStatisticsRequest(name=self.model)
+        found: list[VersionStatistics] = []
+        for replica in self._replicas.all:
+            try:
+                response = replica.stub.ModelStatistics(request, timeout=_CONNECT)
+            except grpc.RpcError as error:
+                raise ServingError(
+                    f"{replica}: no statistics of model {self.model!r} can be had "
+                    f"({error.details()}); start the server, or deploy the model"
+                ) from error
+            found += read_statistics(response, server=str(replica))
+        return found
+
+    def close(self) -> None:
+        """Wait for what is in flight, let go of shared memory and connections."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._regions.close()
+        self._replicas.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _connect(self) -> Contract:
+        """The contract of the first replica that answers; the others are checked when asked."""
+        stop = time.monotonic() + min(_CONNECT, self._deadline)
+        reason = "no time to ask"
+        for replica in self._turns(stop):
+            try:
+                contract = self._checked(replica, stop)
+                self._chosen(replica, contract)
+            except (grpc.RpcError, _Failure) as error:
+                reason = self._judged(replica, error)
+            else:
+                return contract
+        raise ServingError(
+            f"{self.url}: model {self.model!r} is not ready ({reason}); start the server, deploy "
+            "the model with `terrafine deploy`, or correct the address"
+        )
+
+    def _turns(self, stop: float) -> Iterator[Replica]:
+        """Replicas to try, one after the other, until ``stop``; waits while all of them rest."""
+        while True:
+            replica, wait = self._replicas.pick()
+            if time.monotonic() + wait >= stop:
+                return
+            time.sleep(wait)
+            yield replica
+
+    def _ask(self, batch_NCHW: UInt16Array) -> Reply:
+        """One request, tried until it is answered or its deadline has passed."""
+        started = time.monotonic()
+        stop = started + self._deadline
+        reason = "every replica rests"
+        for tries, replica in enumerate(self._turns(stop), start=1):
+            try:
+                reply = self._try(replica, batch_NCHW, stop)
+            except (grpc.RpcError, _Failure) as error:
+                reason = self._judged(replica, error)
+                continue
+            self._replicas.answered(replica)
+            if self._observer is not None:
+                seconds = time.monotonic() - started
+                self._observer.request(reply.record(self.model, seconds=seconds, tries=tries))
+            return reply
+        raise ServingError(
+            f"{self.url}: model {self.model!r} gave no answer within {self._deadline:g} s, the "
+            f"last try ended with: {reason}; see that the server is up and keeps up, or give a "
+            "longer deadline"
+        )
+
+    def _try(self, replica: Replica, batch_NCHW: UInt16Array, stop: float) -> Reply:
+        contract = self._checked(replica, stop)
+        version = self._chosen(replica, contract)
+        seconds = _left(stop, self._patience)
+        region = self._regions.take(replica, region_bytes(batch_NCHW), timeout=seconds)
+        doubtful = True
+        try:
+            request = build_request(self.model, version, batch_NCHW, region)
+            response = replica.stub.ModelInfer(request, timeout=seconds)
+            doubtful = False
+            where = f"{replica}: model {self.model!r}"
+            arrays = read_response(response, batch_NCHW, region, self.info.legend, where=where)
+        except grpc.RpcError as error:
+            doubtful = gave_up(error) or cause_of(error) == "region_unknown"
+            raise
+        finally:
+            if region is not None:
+                self._regions.give(region, doubtful=doubtful)
+        return Reply(
+            arrays,
+            version=response.model_version,
+            release=self._release(replica, contract, response.model_version, stop),
+            shared_memory=region is not None,
+            sent=request.ByteSize(),
+            received=response.ByteSize(),
+        )
+
+    def _checked(self, replica: Replica, stop: float) -> Contract:
+        """What a replica's model takes, asked for once and again after it failed."""
+        if replica.contract is None:
+            found = fetch_contract(replica, self.model, timeout=_left(stop, _CONNECT))
+            self._require_same(replica, found, self._version(found) or found.newest)
+            replica.contract = found
+        return replica.contract
+
+    def _require_same(self, replica: Replica, contract: Contract, version: str) -> None:
+        """ServingError when a version takes or means something else than was agreed first."""
+        different = self._agreed and difference(self._agreed, contract.graphs[version])
+        if different:
+            raise ServingError(
+                f"{replica}: model {self.model!r} is another one than it was, or than on the other "
+                f"replicas: version {version} has {different}; begin anew once the servers agree, "
+                "or ask for a release"
+            )
+
+    def _version(self, contract: Contract) -> str | None:
+        """The version that serves the release asked for."""
+        return None if self.release is None else contract.version_of(self.release)
+
+    def _chosen(self, replica: Replica, contract: Contract) -> str:
+        """The version to name in a request; "" lets the server choose."""
+        version = self._version(contract)
+        if version is not None or self.release is None:
+            self._without_release.discard(replica)
+            return version or ""
+        self._without_release.add(replica)
+        if len(self._without_release) == len(self._replicas.all):
+            raise ServingError(
+                f"{self.url}: release {self.release[:12]} of model {self.model!r} is not served "
+                f"(any more); served: {contract.served}; promote it again, or begin anew with a "
+                "release that is served"
+            )
+        raise _Failure(f"{replica} does not serve release {self.release[:12]}")
+
+    def _release(self, replica: Replica, contract: Contract, version: str, stop: float) -> str:
+        """Digest of the release that answered; its version may be newer than what is known."""
+        if version not in contract.graphs:
+            replica.contract = None
+            contract = self._checked(replica, stop)
+        if version not in contract.graphs:
+            raise _Failure(f"{replica} answered by version {version}, which it does not list")
+        self._require_same(replica, contract, version)
+        return contract.releases[version]
+
+    def _judged(self, replica: Replica, error: grpc.RpcError | _Failure) -> str:
+        """Why a try failed, once it is worth another one; ServingError where it is not."""
+        if isinstance(error, _Failure):
+            cause, reason = "release", str(error)
+        else:
+            cause = cause_of(error)
+            reason = f"{replica}: {cause.replace('_', ' ')}: {error.details()}"
+        if cause in _USELESS_TO_REPEAT:
+            raise ServingError(
+                f"{self.url}: model {self.model!r}: {_USELESS_TO_REPEAT[cause]} ({reason})"
+            ) from error
+        if self._observer is not None:
+            self._observer.failure(self.model, cause)
+        if cause != "region_unknown":
+            self._replicas.failed(replica)
+        if cause != "queue_full":
+            # another server, or another version of the model, may be there next time
+            replica.contract = None
+            self._regions.forget(replica)
+        return reason
+
+
+class AsyncTritonPredictor:
+    """A :class:`TritonPredictor` for asyncio: as many ``predict`` at once as one likes.
+
+    ``async with await AsyncTritonPredictor.connect(url) as predictor: ...``
+    """
+
+    def __init__(self, predictor: TritonPredictor) -> None:
+        self._predictor = predictor
+        self.info = predictor.info
+
+    @classmethod
+    async def connect(cls, url: str, **options: Any) -> Self:
+        """Connect without holding up the loop; ``options`` are those of TritonPredictor."""
+        return cls(await asyncio.to_thread(TritonPredictor, url, **options))
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self.info.window
+
+    async def predict(self, windows_NCHW: UInt16Array) -> Answer:
+        """Classify windows of shape (N, bands, window, window)."""
+        parts = self._predictor.submit(windows_NCHW)
+        replies = await asyncio.gather(*(asyncio.wrap_future(future) for _, future in parts))
+        done = [(part, reply) for (part, _), reply in zip(parts, replies, strict=True)]
+        return Answer.joined(len(windows_NCHW), self.window, done)
+
+    async def close(self) -> None:
+        """Wait for what is in flight, let go of shared memory and connections."""
+        await asyncio.to_thread(self._predictor.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _left(stop: float, most: float) -> float:
+    """Seconds until ``stop``, at most ``most``; never so few that gRPC would not even ask."""
+    return max(min(stop - time.monotonic(), most), 0.001)

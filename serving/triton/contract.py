@@ -1,0 +1,118 @@
+"""What a served model takes and gives, as its server says: checked before a window is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from serving.triton.replicas import Replica
+from terrafine.errors import ServingError
+from terrafine.export.session import INPUT, OUTPUTS, GraphInfo
+
+# Parameters of the configuration, followed by the number of a version (serving.triton.config).
+_RELEASE, _GRAPH = "release.", "graph."
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What one server's model takes and what its codes mean.
+
+    ``max_batch``: most windows in one request; ``ready``: the versions that answer now;
+    ``releases``, ``graphs``: version -> digest of its release, and what its graph takes and says.
+    """
+
+    max_batch: int
+    ready: frozenset[str]
+    releases: Mapping[str, str]
+    graphs: Mapping[str, GraphInfo]
+
+    @property
+    def newest(self) -> str:
+        """The version that answers a request that names none."""
+        return max(self.ready, key=int)
+
+    def version_of(self, release: str) -> str | None:
+        """The newest version that serves a release now."""
+        versions = [v for v in self.ready if self.releases[v] == release]
+        return max(versions, key=int, default=None)
+
+    @property
+    def served(self) -> str:
+        """Releases and versions, for an error."""
+        return ", ".join(f"{self.releases[v][:12]} as version {v}" for v in sorted(self.ready))
+
+
+def difference(ours: GraphInfo, theirs: GraphInfo) -> str | None:
+    """Why windows cut for ``ours`` and codes read by it would be wrong with ``theirs``, or None."""
+    for what in ("window", "bands", "fill"):
+        if getattr(ours, what) != getattr(theirs, what):
+            return f"{what} {getattr(theirs, what)}, not {getattr(ours, what)}"
+    if ours.legend.digest != theirs.legend.digest:
+        return (
+            f"legend {theirs.legend.name!r} ({', '.join(theirs.legend.names)}), not "
+            f"{ours.legend.name!r} ({', '.join(ours.legend.names)})"
+        )
+    return None
+
+
+def fetch_contract(replica: Replica, model: str, *, timeout: float) -> Contract:
+    """Ask a server what its model takes.
+
+    ServingError when it is no model that `terrafine deploy` put there; ``grpc.RpcError`` when the
+    server or the model is not ready.
+    """
+    asked = service_pb2.ModelMetadataRequest(name=model)
+    metadata = replica.stub.ModelMetadata(asked, timeout=timeout)
+    wanted = service_pb2.ModelConfigRequest(name=model)
+    config = replica.stub.ModelConfig(wanted, timeout=timeout).config
+    return read_contract(metadata, config, where=f"{replica}: model {model!r}")
+
+
+def read_contract(metadata: Any, config: Any, *, where: str) -> Contract:
+    """The contract in a server's ModelMetadataResponse and ModelConfig."""
+    said = {key: value.string_value for key, value in config.parameters.items()}
+    releases = _by_version(said, _RELEASE)
+    graphs = _by_version(said, _GRAPH)
+    ready = frozenset(metadata.versions) & set(releases) & set(graphs)
+    if not ready:
+        raise ServingError(
+            f"{where}: its configuration does not say which releases its versions are; name a "
+            "model that `terrafine deploy` put there"
+        )
+    contract = Contract(
+        max_batch=max(config.max_batch_size, 1),
+        ready=ready,
+        releases=releases,
+        graphs={
+            version: GraphInfo.from_metadata(_object(text, where), where=f"{where} {version}")
+            for version, text in graphs.items()
+        },
+    )
+    graph = contract.graphs[contract.newest]
+    inputs = {i.name: (i.datatype, *i.shape) for i in metadata.inputs}
+    outputs = {o.name: (o.datatype, *o.shape) for o in metadata.outputs}
+    wanted_in = {INPUT: ("UINT16", -1, graph.bands, graph.window, graph.window)}
+    wanted_out = dict.fromkeys(OUTPUTS, ("UINT8", -1, graph.window, graph.window))
+    if (inputs, outputs) != (wanted_in, wanted_out):
+        raise ServingError(
+            f"{where}: takes {inputs} and gives {outputs}, but its graph {wanted_in} and "
+            f"{wanted_out}; deploy the release again"
+        )
+    return contract
+
+
+def _by_version(said: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {k.removeprefix(prefix): text for k, text in said.items() if k.startswith(prefix)}
+
+
+def _object(text: str, where: str) -> Mapping[str, str]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ServingError(
+            f"{where}: its configuration is damaged ({error}); deploy the release again"
+        ) from error

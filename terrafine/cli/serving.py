@@ -1,0 +1,290 @@
+"""``terrafine deploy``, ``promote``, ``rollback``, ``status``, ``watch`` and ``serve``."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from serving.triton.endpoint import Endpoint, endpoint_addresses
+from serving.triton.lifecycle import Canary, Lifecycle, ServerStatus, Status
+from serving.triton.repository import Event, ModelRepository
+from serving.triton.server import TritonServer
+from terrafine import telemetry
+from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
+from terrafine.errors import ServingError, StageError, TerrafineError, explain
+from terrafine.export import Release, read_release
+from terrafine.spec import ServeSpec
+from terrafine.stages import ENGINE, Job
+
+ILL = 4
+
+UrlOption = Annotated[
+    str, typer.Option(envvar="TERRAFINE_URL", help="of the servers: grpc://HOST:PORT[,HOST:PORT]")
+]
+RepositoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--repository",
+        "-r",
+        envvar="TERRAFINE_REPOSITORY",
+        help="model repository that the servers read: folder or s3://bucket/folder",
+    ),
+]
+NameOption = Annotated[str, typer.Option(help="of the model that clients ask for")]
+SecondsOption = Annotated[
+    float, typer.Option("--load-seconds", min=1, help="for a load; TensorRT compiles for minutes")
+]
+LOCAL = "grpc://localhost:8001"
+NAME = str(ServeSpec().name)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (deploy, promote, rollback, status, watch, serve):
+        app.command(command.__name__)(command)
+
+
+class Deployed(BaseModel):
+    """What ``terrafine deploy`` did."""
+
+    name: str
+    version: int
+    release: str
+    canary: list[Canary]
+    champion: Event | None
+
+
+def deploy(
+    source: Annotated[
+        Path, typer.Argument(metavar="SPEC|RELEASE", help="spec whose export is done, or a folder")
+    ],
+    url: UrlOption = LOCAL,
+    repository: RepositoryOption = None,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    promote_too: Annotated[
+        bool, typer.Option("--promote", help="make it the champion if its canary passes")
+    ] = False,
+    seconds: SecondsOption = 600,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage a release beside the champion and hold its answers against those of the export.
+
+    Only a release whose gate passed, and whose files are as they were exported, is taken. Clients
+    go on with the champion until `terrafine promote`.
+
+    Examples: `terrafine deploy examples/zion.yaml --repository s3://models/triton
+    --url grpc://triton:8001`, `terrafine deploy runs/zion/export/latest/release -r /models
+    --promote`
+    """
+    release, spec = _release(source, data, workdir)
+    with _lifecycle(url, repository or spec.repository, spec.name, seconds) as lifecycle:
+        version, canary = lifecycle.deploy(release, spec)
+        champion = lifecycle.promote() if promote_too else None
+    done = Deployed(
+        name=spec.name,
+        version=version.number,
+        release=release.digest,
+        canary=canary,
+        champion=champion,
+    )
+    exact = "byte by byte" if all(one.exact for one in canary) else "within serve.canary_*"
+    then = "is champion" if champion else "is staged; `terrafine promote` makes it the champion"
+    _say(
+        done,
+        as_json,
+        f"{done.name} version {done.version} (release {release.digest[:12]}) answers as at export, "
+        f"{exact}, and {then}",
+    )
+
+
+def promote(
+    url: UrlOption = LOCAL,
+    repository: RepositoryOption = None,
+    name: NameOption = NAME,
+    seconds: SecondsOption = 600,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the staged version the champion; if it fails, the champion stays."""
+    with _lifecycle(url, repository, name, seconds) as lifecycle:
+        event = lifecycle.promote()
+    _say(event, as_json, f"{name} version {event.version} ({event.release[:12]}) is champion")
+
+
+def rollback(
+    url: UrlOption = LOCAL,
+    repository: RepositoryOption = None,
+    name: NameOption = NAME,
+    seconds: SecondsOption = 600,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the champion before this one the champion again."""
+    with _lifecycle(url, repository, name, seconds) as lifecycle:
+        event = lifecycle.rollback()
+    _say(event, as_json, f"{name} version {event.version} ({event.release[:12]}) is champion again")
+
+
+def status(
+    url: UrlOption = LOCAL,
+    repository: RepositoryOption = None,
+    name: NameOption = NAME,
+    as_json: JsonOption = False,
+) -> None:
+    """Say who is champion, and ask every server whether it answers as it should.
+
+    Exit code 4 where one does not.
+    """
+    with _lifecycle(url, repository, name, 60) as lifecycle:
+        found = lifecycle.status()
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _show(found)
+    if not found.healthy:
+        raise typer.Exit(ILL)
+
+
+def watch(
+    url: UrlOption = LOCAL,
+    repository: RepositoryOption = None,
+    name: NameOption = NAME,
+    every: Annotated[float, typer.Option(min=1, help="seconds between looks")] = 10,
+    metrics_port: Annotated[int, typer.Option(help="of /metrics for Prometheus")] = 8003,
+) -> None:
+    """Look after the servers until stopped: canary, healing, Prometheus metrics.
+
+    A server that came back without its models, or whose backend process died, loads the champion
+    again. Run one beside the servers.
+    """
+    _stop_on_signal()
+    registry = CollectorRegistry()
+    metrics = telemetry.ReleaseMetrics(registry=registry)
+    with (
+        _lifecycle(url, repository, name, 600) as lifecycle,
+        telemetry.serve(metrics_port, registry),
+    ):
+        while True:
+            try:
+                _look(lifecycle, metrics)
+            except TerrafineError as error:
+                # a bucket that is away for a moment; the next look says whether it is back
+                typer.echo(explain(error), err=True)
+            time.sleep(every)
+
+
+def serve(
+    repository: Annotated[str, typer.Argument(help="model repository: folder or s3://...")],
+    name: NameOption = NAME,
+    http_port: Annotated[int, typer.Option(help="of HTTP")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="of gRPC")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="of Triton's metrics")] = 8002,
+    every: Annotated[float, typer.Option(min=1, help="seconds between looks at it")] = 10,
+) -> None:
+    """Run a real Triton on this machine until stopped, for development and tests.
+
+    It serves the champion of a repository, if there is one, and takes `terrafine deploy`.
+    Production runs NVIDIA's container over the same repository: docs/serving.md.
+    """
+    _stop_on_signal()
+    server = TritonServer(repository, load=[name], ports=(http_port, grpc_port, metrics_port))
+    with server, _lifecycle(server.grpc_url, repository, name, 600) as lifecycle:
+        typer.echo(f"{server.grpc_url} {server.http_url} {server.metrics_url}")
+        while not server.ended(seconds=every):
+            lifecycle.heal()
+    raise ServingError(f"Triton over {repository} ended by itself; start it again")
+
+
+def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
+    for address in lifecycle.heal():
+        metrics.healed(lifecycle.name, address)
+    found = lifecycle.status()
+    metrics.champion(found.name, found.champion.version if found.champion else 0)
+    for server in found.servers:
+        canary = server.canary or Canary(verdict="silent")
+        metrics.server(
+            found.name,
+            server.address,
+            live=server.live,
+            passed=canary.passed,
+            agreement=canary.class_agreement,
+            seconds=canary.seconds,
+        )
+
+
+def _release(source: Path, data: Path | None, workdir: Path | None) -> tuple[Release, ServeSpec]:
+    if source.is_dir():
+        return read_release(source), ServeSpec()
+    job = Job.open(source, data=data, workdir=workdir)
+    exported = ENGINE.find(job, "export")
+    if exported is None:
+        raise StageError(
+            f"{source}: its model is not exported yet in {job.workdir}; run `terrafine export "
+            "SPEC` first, or `terrafine run SPEC` for all"
+        )
+    return read_release(job.output(exported, "release")), job.spec.serve
+
+
+@contextmanager
+def _lifecycle(url: str, repository: str | None, name: str, seconds: float) -> Iterator[Lifecycle]:
+    if repository is None:
+        raise ServingError(
+            "no model repository: give --repository (the folder or s3:// URL that the servers "
+            "read), set TERRAFINE_REPOSITORY, or write serve.repository into the spec"
+        )
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(Endpoint(address, seconds=seconds))
+            for address in endpoint_addresses(url)
+        ]
+        yield Lifecycle(ModelRepository(repository, name), servers)
+
+
+def _stop_on_signal() -> None:
+    """Kubernetes stops by SIGTERM, which else would leave the server behind."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise typer.Exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _say(done: BaseModel, as_json: bool, sentence: str) -> None:
+    typer.echo(done.model_dump_json(indent=2) if as_json else sentence)
+
+
+def _show(found: Status) -> None:
+    console = Console()
+    for title, event in (("champion", found.champion), ("before it", found.before)):
+        if event is not None:
+            console.print(
+                f"{title}: version {event.version}, release {event.release[:12]}, {event.at:%F %R}"
+            )
+    if found.champion is None:
+        console.print(f"{found.repository}: nothing was ever promoted as {found.name}")
+    if found.candidate is not None:
+        console.print(f"candidate: version {found.candidate}")
+    table = Table("server", "live", "versions", "canary")
+    for server in found.servers:
+        table.add_row(*_cells(server))
+    console.print(table)
+
+
+def _cells(server: ServerStatus) -> Iterator[str]:
+    yield server.address
+    yield "yes" if server.live else "no"
+    yield ", ".join(f"{number} {state.lower()}" for number, state in server.versions.items())
+    if server.canary is None:
+        yield "-"
+    else:
+        yield "passed" if server.canary.passed else server.canary.reason

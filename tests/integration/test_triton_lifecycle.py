@@ -1,0 +1,311 @@
+"""Deploy, promote, roll back and heal on a real Triton, which serves without a break."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from serving.triton.endpoint import Endpoint
+from serving.triton.lifecycle import Lifecycle
+from serving.triton.repository import ModelRepository
+from serving.triton.server import TritonServer
+from terrafine.errors import ModelError, ServingError, StorageError
+from terrafine.export import OUTPUTS, Release, read_release
+from terrafine.export.release import CANARY
+from tests.buckets import s3_bucket
+from tests.disks import small_disk
+from tests.exported import images
+from tests.processes import command, family, living
+from tests.triton import SERVE, lifecycle, running_triton, serve_release
+
+Releases = tuple[Release, Release]
+
+
+def answering(server: TritonServer) -> int:
+    """The version that answers those who name none; its bytes must be those of its release."""
+    with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        return Asking(client, server.repository).ask()
+
+
+class Asking:
+    """Clients that name no version, and hold every answer against the release it names."""
+
+    def __init__(self, client: triton.InferenceServerClient, repository: str) -> None:
+        self._client = client
+        self._champions = ModelRepository(repository, SERVE.name).champions
+        self.versions: list[int] = []
+        self.errors: list[str] = []
+
+    def ask(self) -> int:
+        window = images(3, seed=9)[:1]  # the first of every release's canary
+        image = triton.InferInput("image", list(window.shape), "UINT16")
+        image.set_data_from_numpy(window)
+        answer = self._client.infer(SERVE.name, [image])
+        version = int(answer.get_response().model_version)
+        recorded = self._champions.read(version).answers
+        for name, wanted in zip(OUTPUTS, vars(recorded).values(), strict=True):
+            assert np.array_equal(answer.as_numpy(name), wanted[:1]), (version, name)
+        return version
+
+    @contextmanager
+    def all_the_time(self) -> Iterator[None]:
+        """Ask without pause and without a second try until the end."""
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                try:
+                    self.versions.append(self.ask())
+                except (triton.InferenceServerException, AssertionError) as error:
+                    self.errors.append(str(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def healthy(server: TritonServer) -> bool:
+    """Endpoint and model are ready, as the probes see it."""
+    for path in ("v2/health/ready", f"v2/models/{SERVE.name}/ready"):
+        with urllib.request.urlopen(f"{server.http_url}/{path}", timeout=5) as answer:
+            if answer.status != 200:
+                return False
+    return True
+
+
+def test_releases_come_and_go_under_load_without_an_error_or_a_wrong_answer(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    first, second = releases
+    address = triton_server.grpc_url.removeprefix("grpc://")
+    with lifecycle(triton_server) as versions, triton.InferenceServerClient(address) as client:
+        staged, (canary,) = versions.deploy(first, SERVE)
+        assert (staged.number, canary.exact) == (1, True)
+        assert not versions.status().healthy
+        with pytest.raises(triton.InferenceServerException, match="unknown model"):
+            answering(triton_server)
+        assert versions.promote().version == 1
+        assert answering(triton_server) == 1
+        asking = Asking(client, triton_server.repository)
+        with asking.all_the_time():
+            versions.deploy(second, SERVE)
+            assert answering(triton_server) == 1
+            assert versions.promote().version == 2
+            assert answering(triton_server) == 2
+            assert versions.rollback().version == 1
+            assert answering(triton_server) == 1
+            versions.deploy(second, SERVE)
+            assert versions.promote().version == 3
+        assert asking.errors == []
+        assert asking.versions[0] == 1
+        assert {1, 2, 3} <= set(asking.versions) | {answering(triton_server)}
+        found = versions.status()
+        assert found.healthy
+        assert found.champion is not None
+        assert (found.champion.version, found.champion.release) == (3, second.digest)
+        # the version before stays for those who began with it
+        assert found.servers[0].versions.keys() >= {1, 3}
+        assert {n for n, state in found.servers[0].versions.items() if state == "READY"} == {1, 3}
+
+
+def test_what_the_production_configuration_asks_for_loads_without_a_gpu(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    spec = SERVE.model_copy(
+        update={"tensorrt": "fp16", "instances": 2, "preferred_batches": (4, 8), "max_batch": 8}
+    )
+    assert serve_release(triton_server, releases[0], spec) == 1
+    assert answering(triton_server) == 1
+
+
+def with_answers_of_another(releases: Releases, folder: Path) -> Release:
+    """A release in itself whole, whose recorded answers are another model's."""
+    first, second = releases
+    shutil.copytree(second.folder, folder)
+    shutil.copy(first.folder / CANARY, folder / CANARY)
+    info = second.info.model_copy(update={"canary_sha256": first.info.canary_sha256})
+    text = info.model_dump_json()[:-1] + f', "digest": "{info.digest}"}}'
+    (folder / "release.json").write_text(text)
+    return read_release(folder)
+
+
+def test_candidate_that_fails_leaves_the_champion_and_the_endpoint_ready(
+    triton_server: TritonServer, releases: Releases, tmp_path: Path
+) -> None:
+    serve_release(triton_server, releases[0])
+    with lifecycle(triton_server) as versions:
+        wrong = with_answers_of_another(releases, tmp_path / "wrong")
+        with pytest.raises(ServingError, match=r"failed its canary .* classes agree .* on 0"):
+            versions.deploy(wrong, SERVE)
+        without_gpu = SERVE.model_copy(update={"device": "gpu"})
+        with pytest.raises(ServingError, match=r"did not load landcover-candidate: .*GPU"):
+            versions.deploy(releases[1], without_gpu)
+        assert healthy(triton_server)
+        assert answering(triton_server) == 1
+        with pytest.raises(ServingError, match="no candidate is staged"):
+            versions.promote()
+        # edited between its canary and its promotion
+        version, _ = versions.deploy(releases[1], SERVE)
+        path = Path(triton_server.repository, "landcover-candidate", str(version.number))
+        (path / "model.onnx").write_bytes(b"not " + (path / "model.onnx").read_bytes())
+        with pytest.raises(ModelError, match=r"model.onnx: damaged or edited"):
+            versions.promote()
+        assert healthy(triton_server)
+        found = versions.status()
+        assert found.healthy
+        assert (found.serving, found.before) == (1, None)
+
+
+class DamagedOnTheWay(Endpoint):
+    """The disk under the repository loses a byte just before the champion-to-be is loaded."""
+
+    file: Path
+
+    def load(self, name: str) -> None:
+        if name == SERVE.name and self.file.exists():
+            self.file.write_bytes(b"no graph")
+        super().load(name)
+
+
+def test_champion_to_be_that_does_not_load_gives_way_to_the_one_that_was(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    serve_release(triton_server, releases[0])
+    repository = ModelRepository(triton_server.repository, SERVE.name)
+    address = triton_server.grpc_url.removeprefix("grpc://")
+    with DamagedOnTheWay(address) as server, triton.InferenceServerClient(address) as client:
+        server.file = Path(triton_server.repository, "landcover", "2", "model.onnx")
+        versions = Lifecycle(repository, [server])
+        asking = Asking(client, triton_server.repository)
+        with asking.all_the_time():
+            versions.deploy(releases[1], SERVE)
+            with pytest.raises(ServingError, match="did not load landcover: "):
+                versions.promote()
+        assert asking.errors == []
+        assert set(asking.versions) == {1}
+        assert healthy(triton_server)
+        assert versions.status().healthy
+        assert not server.file.exists()
+        # the candidate is still there for another try
+        server.file = Path(triton_server.repository, "nothing")
+        assert versions.promote().version == 2
+    assert answering(triton_server) == 2
+
+
+def test_servers_of_one_repository_change_together_or_not_at_all(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    with running_triton(triton_server.repository) as other:
+        with lifecycle(triton_server, other) as versions:
+            versions.deploy(releases[0], SERVE)
+            versions.promote()
+            assert (answering(triton_server), answering(other)) == (1, 1)
+            versions.deploy(releases[1], SERVE)
+        address = other.grpc_url.removeprefix("grpc://")
+        with (
+            lifecycle(triton_server) as alone,
+            Endpoint(address) as second,
+        ):
+            repository = ModelRepository(triton_server.repository, SERVE.name)
+            first = alone.servers[0]
+            both = Lifecycle(repository, [first, Cut(second, other)])
+            with pytest.raises(ServingError, match="did not load landcover"):
+                both.promote()
+            assert answering(triton_server) == 1
+            assert not both.status().healthy
+            other.start()
+            assert both.heal() == [address]
+            assert both.status().healthy
+            assert answering(other) == 1
+
+
+class Cut:
+    """A server that is killed when it is to load the champion-to-be."""
+
+    def __init__(self, endpoint: Endpoint, server: TritonServer) -> None:
+        self._endpoint, self._server, self._cut = endpoint, server, False
+
+    def load(self, name: str) -> None:
+        if name == SERVE.name and not self._cut:
+            self._cut = True
+            self._server.kill()
+        self._endpoint.load(name)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._endpoint, name)
+
+
+def test_killed_backend_is_replaced_and_a_restarted_server_serves_the_champion(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    serve_release(triton_server, releases[0])
+    serve_release(triton_server, releases[1])
+    with lifecycle(triton_server) as versions:
+        assert versions.heal() == []
+        for _ in range(2):  # once the files are new to Triton, once they are not
+            stubs = [pid for pid in family(triton_server.pid) if "landcover" in command(pid)]
+            assert stubs
+            for pid in stubs:
+                os.kill(pid, signal.SIGKILL)
+            assert not living(stubs, seconds=10)
+            (server,) = versions.status().servers
+            assert server.canary is not None
+            assert (server.canary.verdict, healthy(triton_server)) == ("silent", True)
+            assert len(versions.heal()) == 1
+            assert answering(triton_server) == 2
+        triton_server.restart(kill=True)
+        assert answering(triton_server) == 2
+        assert versions.status().healthy
+    pids = family(triton_server.pid)
+    triton_server.stop()
+    assert not living(pids, seconds=10)
+    assert not list(Path("/dev/shm").glob(f"{triton_server.shared_memory_prefix}*"))
+
+
+def test_full_disk_under_the_repository_leaves_the_champion_serving(
+    tmp_path: Path, releases: Releases
+) -> None:
+    size = sum(p.stat().st_size for p in releases[0].folder.iterdir())
+    for disk in small_disk(tmp_path / "small", kilobytes=round(2.7 * size / 1024)):
+        with running_triton(disk / "models") as server, lifecycle(server) as versions:
+            serve_release(server, releases[0])
+            versions.deploy(releases[1], SERVE)
+            with pytest.raises(StorageError, match="No space left"):
+                versions.promote()
+            assert answering(server) == 1
+            assert healthy(server)
+            assert versions.status().healthy
+
+
+@pytest.mark.slow
+def test_repository_in_a_bucket_serves_as_one_on_disk(releases: Releases) -> None:
+    with s3_bucket() as bucket:
+        repository = f"{bucket}/models/triton"
+        with running_triton(repository, load=[SERVE.name]) as server:
+            serve_release(server, releases[0])
+            with lifecycle(server) as versions:
+                versions.deploy(releases[1], SERVE)
+                assert versions.promote().version == 2
+                server.restart(kill=True)
+                assert versions.status().healthy
+                stubs = [pid for pid in family(server.pid) if "landcover" in command(pid)]
+                for pid in stubs:
+                    os.kill(pid, signal.SIGKILL)
+                assert not living(stubs, seconds=10)
+                assert len(versions.heal()) == 1
+                assert versions.rollback().version == 1
+                assert versions.status().healthy

@@ -1,0 +1,201 @@
+"""What the Triton client decides by itself: addresses, turns, batches, and what it believes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from serving.triton.contract import difference, read_contract
+from serving.triton.messages import Answer, build_request, largest_batch, read_response, runs
+from serving.triton.replicas import Replicas, parse_url
+from terrafine.errors import ServingError
+from terrafine.export import INPUT, OUTPUTS, GraphInfo
+from terrafine.legend import FBP, SEVEN
+
+GRAPH = GraphInfo(window=16, bands=4, fill=0, legend=SEVEN, model="m", weights_sha256="w")
+WINDOWS = np.ones((2, 4, 16, 16), np.uint16)
+
+
+def test_addresses() -> None:
+    assert parse_url("grpc://localhost:8001") == ("localhost:8001",)
+    assert parse_url("grpc://a.b-c:1,[::1]:8001/") == ("a.b-c:1", "[::1]:8001")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8001", "http://a:1", "grpc://", "grpc://a", "grpc://a:0", "grpc://a:1,", "grpc://a:x",
+     "grpc://a:99999", "grpc://a b:1"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ServingError, match="is no address of a Triton server; write grpc://host"):
+        parse_url(url)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_replicas_take_turns_and_one_that_fails_rests_longer_each_time() -> None:
+    clock = Clock()
+    replicas = Replicas(("a:1", "b:1", "c:1"), clock=clock, chance=lambda: 0.5)
+    a, b, c = replicas.all
+    assert [replicas.pick()[0] for _ in range(4)] == [a, b, c, a]
+    replicas.failed(b)
+    replicas.failed(b)  # a request that went side by side with the first: counts once
+    assert [replicas.pick() for _ in range(3)] == [(c, 0), (a, 0), (c, 0)]
+    clock.now += 0.051
+    assert b in {replicas.pick()[0] for _ in range(3)}
+    rests = []
+    for _ in range(8):
+        replicas.failed(b)
+        rests.append(b.rests_until - clock.now)
+        clock.now = b.rests_until
+    assert rests == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2, 2, 2])
+    replicas.answered(b)
+    replicas.failed(b)
+    assert b.rests_until - clock.now == pytest.approx(0.05)
+    replicas.close()
+
+
+def test_when_all_rest_the_one_that_is_ready_first_is_waited_for() -> None:
+    clock = Clock()
+    replicas = Replicas(("a:1", "b:1"), clock=clock, chance=lambda: 0.5)
+    a, b = replicas.all
+    replicas.failed(a)
+    clock.now += 0.03
+    replicas.failed(b)
+    chosen, wait = replicas.pick()
+    assert chosen is a
+    assert wait == pytest.approx(0.02)
+    replicas.close()
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 5))
+def test_batches_hold_every_wanted_window_once_and_no_other(wanted: list[bool], most: int) -> None:
+    found = runs(np.array(wanted, bool), most)
+    covered = [i for part in found for i in range(part.start, part.stop)]
+    assert covered == [i for i, is_wanted in enumerate(wanted) if is_wanted]
+    assert all(part.stop - part.start <= most for part in found)
+
+
+def test_a_batch_is_no_larger_than_a_message() -> None:
+    window = WINDOWS[0].nbytes
+    assert largest_batch(GRAPH, 8, 3 * window + 5000, "grpc://a:1") == 3
+    assert largest_batch(GRAPH, 2, 2**31, "grpc://a:1") == 2
+    with pytest.raises(ServingError, match=f"one window has {window} bytes, a message may have 9"):
+        largest_batch(GRAPH, 2, 9, "grpc://a:1")
+
+
+def test_a_request_names_the_version_and_holds_the_raw_numbers() -> None:
+    request = build_request("landcover", "7", WINDOWS, None)
+    assert (request.model_name, request.model_version) == ("landcover", "7")
+    assert request.inputs[0].name == INPUT
+    assert list(request.inputs[0].shape) == [2, 4, 16, 16]
+    assert request.raw_input_contents[0] == WINDOWS.tobytes()
+    assert [output.name for output in request.outputs] == list(OUTPUTS)
+
+
+def response(**changes: np.ndarray) -> service_pb2.ModelInferResponse:
+    """A server's answer of all cropland, in another order than it was asked for."""
+    arrays = {name: np.ones((2, 16, 16), np.uint8) for name in reversed(OUTPUTS)} | changes
+    made = service_pb2.ModelInferResponse(model_version="1")
+    for name, array in arrays.items():
+        datatype = array.dtype.name.upper()
+        made.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        made.raw_output_contents.append(array.tobytes())
+    return made
+
+
+def test_answers_are_told_apart_by_their_names() -> None:
+    said = response(other_probability=np.full((2, 16, 16), 200, np.uint8))
+    arrays = read_response(said, WINDOWS, None, SEVEN, where="a")
+    assert [int(array.max()) for array in arrays] == [1, 1, 200]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"other_class": np.full((2, 16, 16), 99, np.uint8)}, "answered code 99, which legend"),
+        (
+            {"other_class": np.ones((1, 16, 16), np.uint8)},
+            r"answered UINT8 \(1, 16, 16\) for other",
+        ),
+        ({"other_class": np.ones((2, 16, 16), np.uint16)}, r"answered UINT16"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_an_error(
+    changes: dict[str, np.ndarray], reason: str
+) -> None:
+    with pytest.raises(ServingError, match=reason):
+        read_response(response(**changes), WINDOWS, None, SEVEN, where="a")
+    nothing = service_pb2.ModelInferResponse(model_version="1")
+    with pytest.raises(ServingError, match="answered nothing for enhanced_probability"):
+        read_response(nothing, WINDOWS, None, SEVEN, where="a")
+
+
+def test_windows_that_nobody_was_asked_about_have_no_class() -> None:
+    answer = Answer.joined(3, 16, [])
+    assert not answer.other_class_NHW.any()
+    assert answer.versions == answer.releases == ("", "", "")
+
+
+def config(**parameters: str) -> model_config_pb2.ModelConfig:
+    made = model_config_pb2.ModelConfig(name="landcover", max_batch_size=8)
+    for key, value in parameters.items():
+        made.parameters[key.replace("_", ".")].string_value = value
+    return made
+
+
+def metadata(*versions: str, window: int = 16) -> service_pb2.ModelMetadataResponse:
+    made = service_pb2.ModelMetadataResponse(name="landcover", versions=versions)
+    made.inputs.add(name=INPUT, datatype="UINT16", shape=[-1, 4, window, window])
+    for name in OUTPUTS:
+        made.outputs.add(name=name, datatype="UINT8", shape=[-1, window, window])
+    return made
+
+
+SAID = json.dumps(GRAPH.to_metadata())
+
+
+def test_a_contract_says_which_release_each_version_is_and_which_of_them_answer() -> None:
+    said = config(release_2="aa", release_10="aa", release_3="bb", graph_2=SAID, graph_10=SAID,
+                  graph_3=SAID, variant="fp32")  # fmt: skip
+    contract = read_contract(metadata("2", "10"), said, where="here")
+    assert (contract.newest, contract.max_batch) == ("10", 8)
+    assert contract.version_of("aa") == "10"
+    assert contract.version_of("bb") is None  # known, but not loaded
+    assert contract.graphs["2"] == GRAPH
+
+
+@pytest.mark.parametrize(
+    ("said", "window", "reason"),
+    [
+        (config(), 16, "does not say which releases"),
+        (config(release_1="aa"), 16, "does not say which releases"),
+        (config(release_1="aa", graph_1="{"), 16, "its configuration is damaged"),
+        (config(release_1="aa", graph_1="[1]"), 16, "its configuration is damaged"),
+        (config(release_1="aa", graph_1=SAID), 32, "takes .*32.* but its graph .*16"),
+    ],
+)
+def test_a_model_that_was_not_deployed_by_terrafine_is_refused(
+    said: model_config_pb2.ModelConfig, window: int, reason: str
+) -> None:
+    with pytest.raises(ServingError, match=reason):
+        read_contract(metadata("1", window=window), said, where="here")
+
+
+def test_another_legend_fill_or_window_is_another_model() -> None:
+    assert difference(GRAPH, replace(GRAPH, model="trained anew")) is None
+    assert "fill 9, not 0" in str(difference(GRAPH, replace(GRAPH, fill=9)))
+    assert "window 32, not 16" in str(difference(GRAPH, replace(GRAPH, window=32)))
+    assert "legend" in str(difference(GRAPH, replace(GRAPH, legend=FBP)))
