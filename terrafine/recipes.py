@@ -1,9 +1,8 @@
 """Recipes: named sets of settings that a spec starts from.
 
-The defaults of every section are those of Dong et al. 2020, so that "dong2020", where a spec
-starts from unless it says otherwise, changes nothing. "terrafine" is ours, on trial:
-docs/accuracy.md says what each part has brought so far. A key that the spec sets itself always
-wins.
+The defaults of every section are those of Dong et al. 2020, so that "dong2020" changes nothing.
+"terrafine" is ours, where a spec starts from unless it says otherwise: docs/accuracy.md says what
+it brings. A key that the spec sets itself always wins.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 Settings = Mapping[str, Any]
 
-DEFAULT: Final = "dong2020"
+DEFAULT: Final = "terrafine"
 RECIPES: Final[Mapping[str, Settings]] = {
     "dong2020": {},
     "terrafine": {

@@ -42,8 +42,8 @@ def refusal(**changes: Any) -> str:
     return str(error.value)
 
 
-def test_what_is_not_said_is_as_in_the_paper() -> None:
-    spec = parse()
+def test_what_the_papers_recipe_does_not_say_is_as_in_the_paper() -> None:
+    spec = parse(recipe="dong2020")
     assert spec.resolve_legend() is SEVEN
     assert spec.imagery.bands == ("red", "green", "blue", "nir")
     assert spec.labels.crosswalk == "FROM-GLC10"

@@ -132,21 +132,20 @@ def test_a_stopped_training_goes_on_with_the_mean_it_had(
     assert same(resumed.best_state, averaged.best_state)
 
 
-def test_the_papers_recipe_is_the_default_and_changes_nothing() -> None:
-    spec = parse_spec(yaml.safe_dump(SCENE_SPEC), where="spec.yaml")
-    assert spec.recipe == "dong2020"
+def test_the_papers_recipe_changes_no_default() -> None:
+    spec = parse_spec(yaml.safe_dump({**SCENE_SPEC, "recipe": "dong2020"}), where="spec.yaml")
     assert spec.training.label_window == 1
     assert spec.training.ema is None
     assert spec.training.class_weights == {"impervious": 3.0}
 
 
 def test_the_specs_own_keys_win_over_the_recipe() -> None:
-    named = {**SCENE_SPEC, "recipe": "terrafine"}
-    ours = parse_spec(yaml.safe_dump(named), where="spec.yaml")
+    ours = parse_spec(yaml.safe_dump(SCENE_SPEC), where="spec.yaml")
+    assert ours.recipe == "terrafine", "where a spec starts from"
     assert ours.training.label_window == 3
     assert ours.training.class_weights == {}
     assert ours.training.batch == SCENE_SPEC["training"]["batch"]
-    own = {**named, "training": {**SCENE_SPEC["training"], "label_window": 1}}
+    own = {**SCENE_SPEC, "training": {**SCENE_SPEC["training"], "label_window": 1}}
     assert parse_spec(yaml.safe_dump(own), where="spec.yaml").training.label_window == 1
 
 
