@@ -6,36 +6,19 @@ behind a network can stand behind it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from terrafine.errors import ModelError
-from terrafine.export.session import INPUT, OUTPUTS, open_graph
-from terrafine.legend import Legend, UInt8Array
+from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, open_graph
+from terrafine.legend import Legend
 
 if TYPE_CHECKING:
     from terrafine.export.graph import ServedModel
 
-UInt16Array = npt.NDArray[np.uint16]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a batch of windows; each array (N, H, W) uint8.
-
-    ``enhanced_NHW``: round(255 x probability) of the legend's enhanced class, 0 without one.
-    ``other_class_NHW``: legend code of the most probable other class, 0 where the pixel is missing.
-    ``other_NHW``: round(255 x its probability), one less where the enhanced class is more probable
-    and both round to the same.
-    """
-
-    enhanced_NHW: UInt8Array
-    other_class_NHW: UInt8Array
-    other_NHW: UInt8Array
+__all__ = ["OnnxPredictor", "Prediction", "Predictor", "TorchPredictor", "UInt16Array"]
 
 
 class Predictor(Protocol):

@@ -37,6 +37,7 @@ FAST = {
 VARIANTS: dict[str, Any] = {
     "plain": {},
     "wide": {"model": {"arch": "unet_w4"}},
+    "pruned": {"prune": {"ratio": 0.4, "epochs": 1, "fine_tune_epochs": 1}},
     "hopeless": {"filter": {"min_agreement": 1.0}},
     "other-split": {"chips": {"validation_fraction": 0.4}},
 }
@@ -207,6 +208,16 @@ def test_tables_say_what_the_json_says(compared: Compared) -> None:
     png = (compared.folder / "comparison.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert "label product" in compared.result.output
+
+
+def test_a_pruned_variant_is_measured_as_what_is_left_of_it(compared: Compared) -> None:
+    rows = {row.variant: row for row in compared.found.rows}
+    plain, pruned = rows["plain"].network, rows["pruned"].network
+    assert pruned.arch == plain.arch
+    assert pruned.parameters < 0.7 * plain.parameters
+    assert pruned.macs_per_pixel < 0.7 * plain.macs_per_pixel
+    assert pruned.receptive_field == plain.receptive_field
+    assert rows["pruned"].models[0] != rows["plain"].models[0]
 
 
 def test_what_is_done_is_not_done_again(compared: Compared) -> None:

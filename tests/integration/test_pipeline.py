@@ -16,9 +16,10 @@ from terrafine.stages import ENGINE, Job
 from tests.scenes import Project, make_project
 
 PROMOTED = [
-    "label", "train-preliminary", "filter", "train", "assess", "gate", "export", "map", "publish",
+    "label", "train-preliminary", "filter", "train", "prune", "assess", "gate", "export", "map",
+    "publish",
 ]  # fmt: skip
-REFUSED = [*PROMOTED[:6], "refuse"]
+REFUSED = [*PROMOTED[:7], "refuse"]
 
 
 def terrafine(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

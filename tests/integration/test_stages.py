@@ -129,7 +129,7 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
 
 def test_a_champion_of_another_legend_is_refused(project: Project) -> None:
     """A bundle that was trained for other classes cannot be compared, so nothing is promoted."""
-    for name in ("label", "train-preliminary", "filter", "train"):
+    for name in ("label", "train-preliminary", "filter", "train", "prune"):
         ENGINE.run(job_of(project), name)
     trained = job_of(project).output(ENGINE.run(job_of(project), "train"), "model")
     shutil.copytree(trained, project.root / "champion")
@@ -146,7 +146,7 @@ def test_a_champion_of_another_legend_is_refused(project: Project) -> None:
     )
     project.change_spec(assess={"reference": {
         "file": "reference.tif", "crosswalk": {1: 1, 2: 2, 4: 4, 5: 5}}})  # fmt: skip
-    for name in ("label", "train-preliminary", "filter", "train"):
+    for name in ("label", "train-preliminary", "filter", "train", "prune"):
         ENGINE.run(job_of(project), name)
     with pytest.raises(TerrafineError, match="model bundle of another legend"):
         ENGINE.run(job_of(project), "assess")
@@ -221,7 +221,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make_project(tmp_path_factory.mktemp("judged"))
     project.change_spec(training={"epochs": 1, "preliminary_epochs": 1})
     project.change_spec(filter={"min_agreement": 0.0}, gate={"min_overall_accuracy": 0.0})
-    for name in ("label", "train-preliminary", "filter", "train", "assess", "gate"):
+    for name in ("label", "train-preliminary", "filter", "train", "prune", "assess", "gate"):
         ENGINE.run(job_of(project), name)
     return project
 

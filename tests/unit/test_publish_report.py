@@ -13,9 +13,11 @@ import pytest
 from terrafine.accuracy import DONG_MAP_3M, ConfusionMatrix, Samples, assess
 from terrafine.geometry import Window
 from terrafine.legend import SEVEN, LandClass, Legend
+from terrafine.pruning import Cost, PrunedLayer, PruningRecord
 from terrafine.publish.findings import cautions, verdict
 from terrafine.publish.panels import Renderer, View, fit
 from terrafine.publish.report import PANEL_BUDGET, render_report
+from terrafine.spec import PruneSpec
 from tests import reports
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -111,6 +113,30 @@ def test_gate_training_and_provenance_are_there(page: str) -> None:
     ):
         assert expected in text
     assert page.count("<svg") == 5
+
+
+def test_what_was_pruned_is_told_part_by_part() -> None:
+    assert "pruned" not in text_of(render_report(reports.promoted()))
+    layers = [
+        PrunedLayer(layer=f"stage1.{i}", before=10, removed=4, left=6, why="ratio 0.4", group=i)
+        for i in range(3)
+    ]
+    layers.append(
+        PrunedLayer(layer="stage1.3", before=9, removed=0, left=9, why="last before a sum", group=3)
+    )
+    pruning = PruningRecord(
+        spec=PruneSpec(ratio=0.4),
+        parent="",
+        layers=tuple(layers),
+        before=Cost(parameters=1000, macs_per_pixel=400),
+        after=Cost(parameters=580, macs_per_pixel=190),
+        agreement={"trained": 0.81, "zeroed": 0.62, "compact": 0.805},
+    )
+    text = text_of(render_report(replace(reports.promoted(), pruning=pruning)))
+    assert "(42.0 % fewer)" in text
+    assert "(52.5 % fewer)" in text
+    assert "81.0 % as trained, 62.0 % with filters at zero, 80.5 % at the end" in text
+    assert "stage1 3 30 18 ratio 0.4 stage1 1 9 9 last before a sum" in text
 
 
 def test_a_refused_model_has_no_map_and_the_page_says_why() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 
 from terrafine.legend import Legend
 from terrafine.models import RawInput, RawModel, build_network
-from terrafine.spec import ModelSpec, TrainingSpec
+from terrafine.pruning import plan_pruning, zero_filters
+from terrafine.spec import ModelSpec, PruneSpec, TrainingSpec
 from terrafine.storage import Storage
 from terrafine.training import STEPS, TrainingResult, train
 
@@ -121,6 +123,12 @@ def tiny_model(seed: int = 0, *, dropout: float = 0.2, ballast: int = 0) -> RawM
         torch.manual_seed(seed)
         network = FewLayers(2, dropout=dropout, ballast=ballast)
     return RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), network)
+
+
+def pruning_of(model: RawModel, ratio: float = 0.5) -> Callable[[RawModel], None]:
+    """What zeroes that share of the filters of every layer."""
+    plan = plan_pruning(model.network, PruneSpec(ratio=ratio), bands=2)
+    return lambda trained: zero_filters(trained.network, plan)
 
 
 def small_hrnet(seed: int = 0) -> RawModel:

@@ -19,7 +19,15 @@ import torch.distributed as dist
 
 from terrafine.errors import TerrafineError
 from terrafine.storage import Storage
-from tests.unit.training_scene import Landscape, StopAfter, run, small_hrnet, tiny_model, with_spec
+from tests.unit.training_scene import (
+    Landscape,
+    StopAfter,
+    pruning_of,
+    run,
+    small_hrnet,
+    tiny_model,
+    with_spec,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +45,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "resumed": {"batch": 3, "checkpoint_steps": 1},
     "stopped": {"batch": 3, "checkpoint_steps": 1},
     "elsewhere": {"batch": 3},
+    "pruned": {},
     "unwritable": {},
     "too-many": {"batch": 1},
     "unlabelled": {},
@@ -48,7 +57,8 @@ def scenario(name: str) -> dict[str, Any]:
     spec = with_spec(**SPECS[name])
     hrnet = name == "hrnet"
     model = small_hrnet() if hrnet else tiny_model(dropout=0.0)
-    return {"model": model, "spec": spec, "epochs": 1 if hrnet else 3}
+    pruning = {"after_epoch": pruning_of(model)} if name == "pruned" else {}
+    return {"model": model, "spec": spec, "epochs": 1 if hrnet else 3, **pruning}
 
 
 def start(size: int, folder: Path, scenarios: Sequence[str]) -> list[subprocess.Popen[str]]:
