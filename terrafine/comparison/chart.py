@@ -9,6 +9,7 @@ from typing import Any
 from terrafine.accuracy import Figure
 from terrafine.comparison.held_out import PRODUCT
 from terrafine.comparison.measure import Comparison
+from terrafine.comparison.speed import front
 
 _INCHES_PER_ROW = 0.42
 _BLUE, _GREY = "#2a6f97", "#6c757d"
@@ -38,6 +39,47 @@ def chart_png(comparison: Comparison) -> bytes:
     for axes in (left, right):
         axes.grid(axis="x", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
+    canvas.tight_layout()
+    picture = io.BytesIO()
+    canvas.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def front_png(comparison: Comparison) -> bytes:
+    """PNG bytes: overall accuracy against the time of inference, and the front that is left when
+    every variant that another beats in both is put aside."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(8, 5), dpi=150)
+    axes = canvas.subplots()
+    best = front(comparison.rows)
+    for row in comparison.rows:
+        figure = row.report.overall_accuracy if row.report else None
+        if figure is None or figure.value is None or row.seconds_per_megapixel is None:
+            continue
+        place = row.seconds_per_megapixel
+        colour = _BLUE if row in best else _GREY
+        if figure.low is not None and figure.high is not None:
+            axes.plot([place, place], [100 * figure.low, 100 * figure.high], color=colour)
+        axes.plot(place, 100 * figure.value, "o", color=colour)
+        axes.annotate(
+            row.variant, (place, 100 * figure.value), (6, 4), textcoords="offset points", fontsize=8
+        )
+    kept = [(r.seconds_per_megapixel, r.report.overall_accuracy.value) for r in best if r.report]
+    axes.step(
+        [seconds for seconds, _ in kept if seconds is not None],
+        [100 * value for _, value in kept if value is not None],
+        where="post",
+        color=_BLUE,
+        linewidth=1,
+        alpha=0.5,
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds per megapixel (onnxruntime, this machine)")
+    axes.set_ylabel("overall accuracy, %")
+    axes.margins(x=0.2)
+    axes.grid(linewidth=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
     canvas.tight_layout()
     picture = io.BytesIO()
     canvas.savefig(picture, format="png", metadata={"Software": None})

@@ -46,7 +46,8 @@ class Row(Frozen):
     ``report``: of all its finished seeds together, as are ``against_product`` and, of the seeds
     that the first variant finished too, ``against_first``; ``at_edges``: of the pixels beside an
     edge of a raster reference; ``accuracy_by_seed``: overall accuracy;
-    ``models``: seed -> digest of the model; ``train_seconds`` and ``preliminary_seconds``: means
+    ``models``: seed -> digest of the model; ``seconds_per_megapixel``: of inference, where it was
+    measured; ``train_seconds`` and ``preliminary_seconds``: means
     over the seeds of the two trainings; ``errors``: seed -> why a cell came to nothing.
     """
 
@@ -61,6 +62,7 @@ class Row(Frozen):
     train_seconds: float | None
     preliminary_seconds: float | None
     errors: dict[int, str]
+    seconds_per_megapixel: float | None = None
 
 
 class Comparison(Frozen):

@@ -72,6 +72,7 @@ def _overall(comparison: Comparison) -> Table:
         "training, s",
         "parameters",
         "MAC / pixel",
+        *(["s / megapixel"] if _timed(comparison) else []),
     ]
     rows = [
         [
@@ -84,6 +85,7 @@ def _overall(comparison: Comparison) -> Table:
             _seconds(row),
             f"{row.network.parameters:,}",
             f"{row.network.macs_per_pixel:,}",
+            *([_speed(row)] if _timed(comparison) else []),
         ]
         for row in comparison.rows
     ]
@@ -100,6 +102,7 @@ def _short(comparison: Comparison) -> Table:
         "s",
         "params",
         "MAC/px",
+        *(["s/Mpx"] if _timed(comparison) else []),
     ]
     rows = [
         [
@@ -111,10 +114,20 @@ def _short(comparison: Comparison) -> Table:
             _NOTHING if row.train_seconds is None else f"{row.train_seconds:.0f}",
             f"{row.network.parameters / 1e6:.2f} M",
             f"{row.network.macs_per_pixel / 1e3:.0f} k",
+            *([_speed(row)] if _timed(comparison) else []),
         ]
         for row in comparison.rows
     ]
     return header, rows + _product_row(comparison, len(header), 1)
+
+
+def _timed(comparison: Comparison) -> bool:
+    return any(row.seconds_per_megapixel is not None for row in comparison.rows)
+
+
+def _speed(row: Row) -> str:
+    seconds = row.seconds_per_megapixel
+    return _NOTHING if seconds is None else f"{seconds:.3g}"
 
 
 def _product_row(comparison: Comparison, width: int, digits: int) -> list[list[str]]:
@@ -198,6 +211,7 @@ def _csv_line(row: Row) -> dict[str, object]:
         "train_seconds": row.train_seconds,
         "preliminary_seconds": row.preliminary_seconds,
         **row.network.model_dump(),
+        "seconds_per_megapixel": row.seconds_per_megapixel,
     }
 
 

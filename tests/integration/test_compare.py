@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from terrafine.chips import open_chips
 from terrafine.cli.main import app
-from terrafine.comparison import Comparison, read_plan
+from terrafine.comparison import Comparison, Row, front, read_plan
 from terrafine.errors import StageError
 from terrafine.geometry import Window
 from terrafine.raster import open_mosaics
@@ -264,3 +264,40 @@ def test_a_damaged_held_out_map_is_named(compared: Compared, tmp_path: Path) -> 
         HeldOutMap(copy)
     with pytest.raises(StageError, match="holds nothing of"):
         HeldOutMap(path).read("epsg32650", Window(0, 0, 4, 4))
+
+
+def test_the_front_keeps_what_nothing_beats_in_both_speed_and_accuracy(compared: Compared) -> None:
+    row = next(r for r in compared.found.rows if r.report is not None)
+    assert row.report is not None
+
+    def variant(name: str, seconds: float | None, accuracy: float) -> Row:
+        figure = row.report.overall_accuracy.model_copy(update={"value": accuracy})
+        report = row.report.model_copy(update={"overall_accuracy": figure})
+        update = {"variant": name, "seconds_per_megapixel": seconds, "report": report}
+        return row.model_copy(update=update)
+
+    rows = [
+        variant("slow and best", 4.0, 0.9),
+        variant("slower, no better", 5.0, 0.9),
+        variant("fast", 1.0, 0.8),
+        variant("fast, but worse", 2.0, 0.7),
+        variant("between", 2.0, 0.85),
+        variant("not timed", None, 0.99),
+    ]
+    assert [r.variant for r in front(rows)] == ["fast", "between", "slow and best"]
+
+
+@pytest.mark.slow
+def test_speed_is_measured_on_the_graph_that_would_be_served(compared: Compared) -> None:
+    file = compared.file.with_name("speed.yaml")
+    keys = {"base": "spec.yaml", "seeds": [0], "variants": {"plain": {}, "wide": VARIANTS["wide"]}}
+    file.write_text(yaml.safe_dump(keys, sort_keys=False))
+    result = compare(file, "--speed", "--json")
+    assert result.exit_code == 0, result.output
+    plain, wide = Comparison.model_validate_json(result.stdout).rows
+    assert plain.seconds_per_megapixel is not None
+    assert wide.seconds_per_megapixel is not None
+    assert wide.seconds_per_megapixel > plain.seconds_per_megapixel, "four times the arithmetic"
+    folder = compared.workdir / "compare" / "speed"
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "s / megapixel" in (folder / "comparison.md").read_text()
