@@ -65,6 +65,7 @@ def variants(truth: Mapping[str, Any], *, ablations: bool) -> dict[str, dict[str
             "paper-no-filter": {"recipe": "dong2020", "filter": {"min_agreement": 0.0}},
             "ours-window-1": {"recipe": "terrafine", "training": {"label_window": 1}},
             "ours-window-5": {"recipe": "terrafine", "training": {"label_window": 5}},
+            "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
             "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
         }
     return found

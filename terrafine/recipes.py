@@ -21,6 +21,8 @@ RECIPES: Final[Mapping[str, Settings]] = {
         "training": {
             # a label of 10 m speaks of the 3 x 3 pixels of 3 m around, not of each of them
             "label_window": 3,
+            # where it is known how often the product takes one class for another
+            "label_confusion": "published",
             "ema": 0.99,
             # the paper's 3 on impervious finds more of it and costs overall accuracy
             "class_weights": {},

@@ -47,7 +47,7 @@ MACHINE_SETTINGS: Mapping[str, set[str]] = {
         "storage",
     },
     "chips": {"workers", "storage"},
-    "map": {"threads", "wave"},
+    "map": {"threads", "wave", "workers", "server", "storage", "metrics_port"},
 }
 
 
@@ -350,6 +350,13 @@ class TrainingSpec(Section):
         "3 where a pixel of a 10-m product covers 3 x 3 of the imagery's, 1 each pixel alone "
         "(section 3.2)",
     )
+    label_confusion: Literal["published"] | None = Field(
+        None,
+        description="'published': the loss takes into account how the label product confuses "
+        "classes, by the confusion matrix published for it, where there is one for "
+        "labels.crosswalk and the legend (FROM-GLC10 and seven: Dong et al. 2020, Table 2); "
+        "default: labels are taken at their word (section 3.2)",
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="decay by step of the running mean of the weights, which is what is validated "
@@ -534,10 +541,38 @@ class MappingSpec(Section):
     )
     enhance: EnhanceSpec = EnhanceSpec()
     wave: Annotated[int, Field(ge=1)] = Field(16, description="shards per commit")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="of onnxruntime; 0: every core")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="of the predictor in each worker; 0: this machine's cores, shared out"
+    )
+    workers: Annotated[int, Field(ge=1)] = Field(
+        1, description="that read, infer and write shards; more than 1 are Ray actors"
+    )
+    predictor: Literal["onnx", "openvino", "triton", "torch"] = Field(
+        "onnx",
+        description="onnx: onnxruntime in each worker, openvino: the same graph on Intel's engine, "
+        "triton: the model servers at `server`, torch: the network itself, on a GPU where one is",
+    )
+    server: str | None = Field(
+        None,
+        description="of predictor triton: grpc://host:port[,host:port...]; only the release that "
+        "was exported may answer",
+    )
+    storage: str | None = Field(
+        None,
+        description="where the map store is: folder or URL (s3://bucket/folder) that every worker "
+        "reaches; default: map.icechunk in the work directory",
+    )
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None, description="Prometheus metrics of the running map are served there"
+    )
 
     @model_validator(mode="after")
     def _nested(self) -> Self:
+        if (self.predictor == "triton") != (self.server is not None):
+            raise ValueError(
+                f"predictor {self.predictor} with server {self.server}: the server is given for "
+                "predictor triton, and for no other"
+            )
         for what, size in (("core", self.core), ("enhance.block", self.enhance.block)):
             if size > self.shard:
                 raise ValueError(f"{what} {size} is larger than shard {self.shard}")

@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from terrafine.legend import SEVEN, Legend
+
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -46,3 +48,22 @@ DONG_MAP_3M: Final[Int64Array] = _matrix(
         [0, 0, 0, 0, 0, 0, 3],
     ]
 )
+
+# Crosswalk -> what is published of the product that it is for.
+_PRODUCTS: Final = {"FROM-GLC10": DONG_PRODUCT_10M}
+# Samples added to every cell: what 1940 points did not show is rare, not impossible.
+_UNSEEN = 0.2
+
+
+def published_confusion(crosswalk: object, legend: Legend) -> tuple[tuple[float, ...], ...] | None:
+    """How a label product confuses classes: row = true class, column = what it says, sums 1.
+
+    Both in the order of ``legend``. None where nothing is published of the product that
+    ``crosswalk`` is for, or only for other classes than the legend's.
+    """
+    matrix = _PRODUCTS.get(crosswalk) if isinstance(crosswalk, str) else None
+    if matrix is None or legend.digest != SEVEN.digest:
+        return None
+    counts = matrix.T + _UNSEEN
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return tuple(tuple(float(share) for share in row) for row in shares)

@@ -48,6 +48,8 @@ class TrainingTask(BaseModel):
     """raw number of a missing pixel"""
     legend: Legend
     class_weights: tuple[float, ...]
+    confusion: tuple[tuple[float, ...], ...] | None = None
+    """of the labels: row = true class, column = what the label says"""
     """in output order"""
     training: TrainingSpec
     epochs: int
@@ -112,6 +114,7 @@ def fit(task: TrainingTask) -> TrainingResult:
             model=model,
             legend=task.legend,
             class_weights=task.class_weights,
+            confusion=task.confusion,
             spec=task.training,
             epochs=task.epochs,
             seed=task.seed,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from terrafine.accuracy.published import published_confusion
 from terrafine.chips import (
     VALIDATION,
     ChipStore,
@@ -100,6 +101,7 @@ def training_task(
         fill=store.fill,
         legend=store.legend,
         class_weights=job.spec.class_weights(),
+        confusion=_confusion(job),
         training=job.spec.training,
         epochs=epochs,
         seed=job.spec.seed,
@@ -107,6 +109,13 @@ def training_task(
         run=f"{job.spec.name}/{folder.parent.name}",
         heading=heading,
     )
+
+
+def _confusion(job: Job) -> tuple[tuple[float, ...], ...] | None:
+    """What is published of how the spec's label product errs, where the spec wants it."""
+    if job.spec.training.label_confusion is None:
+        return None
+    return published_confusion(job.spec.labels.crosswalk, job.spec.resolve_legend())
 
 
 def clear_training(folder: Path, place: Storage) -> None:

@@ -39,7 +39,7 @@ from terrafine.training.history import (
     Unobserved,
 )
 from terrafine.training.learner import Learner, autocast
-from terrafine.training.loss import WeightedCrossEntropy, training_loss
+from terrafine.training.loss import Confusion, WeightedCrossEntropy, training_loss
 from terrafine.training.meter import EpochSums, Meter, Taken, Waiting, gpu_memory
 from terrafine.training.norm import synchronised_batch_norm
 from terrafine.training.run import Run, choose_device
@@ -54,6 +54,7 @@ def train(
     model: RawModel,
     legend: Legend,
     class_weights: tuple[float, ...],
+    confusion: Confusion | None = None,
     spec: TrainingSpec,
     epochs: int,
     seed: int,
@@ -66,7 +67,8 @@ def train(
     """Train ``model`` (in place) on crops of the ``train`` chips of ``source``.
 
     After every epoch the whole ``validation`` chips are predicted; the epoch that agrees most
-    with their labels is the best. ``class_weights`` are in output order. Pixels that are missing
+    with their labels is the best. ``class_weights`` are in output order, as is ``confusion`` of the
+    labels (:func:`training_loss`). Pixels that are missing
     or have no label (0) do not count. ``storage`` is a folder of this training's own that every
     worker reaches: the same call on it, with any number of workers, goes on after the last
     checkpoint and ends as if it had never been stopped; beside the checkpoints it holds
@@ -89,6 +91,7 @@ def train(
         model=model.to(device).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         legend=legend,
         class_weights=class_weights,
+        confusion=confusion,
         spec=spec,
         epochs=epochs,
         seed=seed,
@@ -155,7 +158,7 @@ class _Training:
         self.run, self.observer, self.bar, self.after_epoch = run, observer, bar, after_epoch
         self.checkpoints = Checkpoints(storage)
         self.identity = run.identity()
-        self.loss = training_loss(run.spec, run.class_weights).to(run.device)
+        self.loss = training_loss(run.spec, run.class_weights, run.confusion).to(run.device)
         self.measure = WeightedCrossEntropy(run.class_weights).to(run.device)
         self.step = 0
         self.sums = EpochSums()

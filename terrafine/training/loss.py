@@ -17,6 +17,9 @@ def counted_target(target: Tensor, valid: Tensor) -> Tensor:
     return target.to(torch.int64).masked_fill(~valid, IGNORED)
 
 
+Confusion = tuple[tuple[float, ...], ...]
+
+
 class WeightedCrossEntropy(nn.Module):
     """Cross entropy with a weight per class (3 on impervious in Dong et al. 2020, section 3.2)."""
 
@@ -51,11 +54,22 @@ class CoarseCrossEntropy(WeightedCrossEntropy):
     the label calls cropland, at a fraction of the price that cross entropy would ask. Follows the
     idea of label super-resolution (Malkin et al. 2019), where coarse labels say something of the
     mixture below them, without its table of mixtures.
+
+    ``confusion``: what is known of how the labels err, row = true class, column = what the label
+    says, each row summing to 1. The mean probabilities then go through it before they are held
+    against the label (forward correction, Patrini et al. 2017): the network need not learn to
+    say cropland where a third of the grassland is labelled so.
     """
 
-    def __init__(self, class_weights: tuple[float, ...], window: int) -> None:
+    confusion: Tensor | None
+
+    def __init__(
+        self, class_weights: tuple[float, ...], window: int, confusion: Confusion | None = None
+    ) -> None:
         super().__init__(class_weights)
         self.window = window
+        table = None if confusion is None else torch.tensor(confusion, dtype=torch.float32)
+        self.register_buffer("confusion", table)
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """As :class:`WeightedCrossEntropy`."""
@@ -66,6 +80,8 @@ class CoarseCrossEntropy(WeightedCrossEntropy):
             padding=self.window // 2,
             count_include_pad=False,
         )
+        if self.confusion is not None:
+            around = torch.einsum("nkhw,kl->nlhw", around, self.confusion)
         # the floor is far below what float32 can tell from 0 in a mean of a few probabilities
         surprise = around.clamp_min(1e-6).log().contiguous()
         total = functional.nll_loss(
@@ -74,12 +90,16 @@ class CoarseCrossEntropy(WeightedCrossEntropy):
         return total, self.pixel_weights[target].sum()
 
 
-def training_loss(spec: TrainingSpec, class_weights: tuple[float, ...]) -> nn.Module:
+def training_loss(
+    spec: TrainingSpec, class_weights: tuple[float, ...], confusion: Confusion | None = None
+) -> nn.Module:
     """The loss that ``spec`` asks for: (logits, target) -> (sum, weight), 0-dimensional.
+
+    ``confusion``: of the labels, as in :class:`CoarseCrossEntropy`, None where it is not to count.
 
     Sums and weights are added up over the crops of a step before the one is divided by the other;
     no gradient goes through the weight.
     """
-    if spec.label_window == 1:
+    if spec.label_window == 1 and confusion is None:
         return WeightedCrossEntropy(class_weights)
-    return CoarseCrossEntropy(class_weights, spec.label_window)
+    return CoarseCrossEntropy(class_weights, spec.label_window, confusion)

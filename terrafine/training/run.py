@@ -16,6 +16,7 @@ from terrafine.spec import MACHINE_SETTINGS, TrainingSpec
 from terrafine.training.checkpoint import identify
 from terrafine.training.data import ChipSource, Crops, named
 from terrafine.training.group import Group
+from terrafine.training.loss import Confusion
 from terrafine.training.plan import EpochPlan
 from terrafine.training.schedule import learning_rate
 
@@ -30,6 +31,7 @@ class Run:
     model: RawModel
     legend: Legend
     class_weights: tuple[float, ...]
+    confusion: Confusion | None
     spec: TrainingSpec
     epochs: int
     seed: int
@@ -96,6 +98,7 @@ class Run:
             settings={
                 "spec": self.spec.model_dump(mode="json", exclude=MACHINE_SETTINGS["training"]),
                 "class_weights": self.class_weights,
+                "confusion": self.confusion,
                 "epochs": self.epochs,
             },
             seed=self.seed,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from terrafine.accuracy.published import published_confusion
 from terrafine.errors import SpecError
+from terrafine.legend import FBP, SEVEN
 from terrafine.spec import TrainingSpec, parse_spec
 from terrafine.training import TrainingResult
 from terrafine.training.average import WeightAverage
@@ -77,11 +80,62 @@ def test_pixels_without_a_label_do_not_count() -> None:
     assert weight == 0
 
 
+# row = true class, column = what the label says
+HALF_OF_ONE_CALLED_ZERO = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.0, 0.0, 1.0))
+
+
+def test_a_network_that_is_right_where_the_label_errs_as_known_is_not_punished() -> None:
+    """Half of what is class 1 is labelled 0: saying 1 there costs log 2, as little as can be."""
+    label = torch.zeros(1, 5, 5, dtype=torch.int64)
+    right = logits_for(torch.full_like(label, 1), sure=20.0)
+    known, weight = CoarseCrossEntropy((1.0,) * 3, 1, HALF_OF_ONE_CALLED_ZERO)(right, label)
+    unknown, _ = CoarseCrossEntropy((1.0,) * 3, 1)(right, label)
+    assert known / weight == pytest.approx(math.log(2), rel=1e-3)
+    assert unknown / weight > 10
+
+
+def test_what_is_best_under_known_confusion_is_the_truth_and_not_the_labels() -> None:
+    """Of a uniform ground of class 1, 55 % is labelled 0 and the rest 1: alone, the majority wins;
+    with the confusion known, the share of class 1 that explains the labels best is 0.9."""
+    label = torch.zeros(1, 10, 10, dtype=torch.int64)
+    label[0].view(-1)[:45] = 1
+
+    def best(loss: torch.nn.Module) -> torch.Tensor:
+        logits = torch.zeros(3, requires_grad=True)
+        optimiser = torch.optim.SGD([logits], lr=0.05)
+        for _ in range(800):
+            optimiser.zero_grad()
+            total, _ = loss(logits.view(1, 3, 1, 1).expand(1, 3, 10, 10), label)
+            (total / 100).backward()
+            optimiser.step()
+        return logits.detach().softmax(dim=0)
+
+    assert best(CoarseCrossEntropy((1.0,) * 3, 1)).argmax() == 0
+    assert best(CoarseCrossEntropy((1.0,) * 3, 1, HALF_OF_ONE_CALLED_ZERO)).argmax() == 1
+
+
+def test_the_published_confusion_is_of_its_product_and_its_classes_alone() -> None:
+    known = published_confusion("FROM-GLC10", SEVEN)
+    assert known is not None
+    for row in known:
+        assert sum(row) == pytest.approx(1)
+        assert min(row) > 0, "rare is not impossible"
+    grass, crop = SEVEN.names.index("grassland"), SEVEN.names.index("cropland")
+    # Table 2: 32 of 301 points in grassland are called cropland
+    assert known[grass][crop] == pytest.approx(32 / 301, abs=0.005)
+    assert published_confusion("NLCD", SEVEN) is None
+    assert published_confusion({10: "cropland"}, SEVEN) is None
+    assert published_confusion("FROM-GLC10", FBP) is None
+
+
 def test_the_spec_chooses_the_loss() -> None:
     assert type(training_loss(TrainingSpec(), WEIGHTS)) is WeightedCrossEntropy
     chosen = training_loss(TrainingSpec(label_window=5), WEIGHTS)
     assert isinstance(chosen, CoarseCrossEntropy)
     assert chosen.window == 5
+    corrected = training_loss(TrainingSpec(), WEIGHTS, HALF_OF_ONE_CALLED_ZERO)
+    assert isinstance(corrected, CoarseCrossEntropy)
+    assert corrected.confusion is not None
 
 
 def test_an_even_window_is_refused_with_the_remedy() -> None:
@@ -143,6 +197,7 @@ def test_the_specs_own_keys_win_over_the_recipe() -> None:
     ours = parse_spec(yaml.safe_dump(SCENE_SPEC), where="spec.yaml")
     assert ours.recipe == "terrafine", "where a spec starts from"
     assert ours.training.label_window == 3
+    assert ours.training.label_confusion == "published"
     assert ours.training.class_weights == {}
     assert ours.training.batch == SCENE_SPEC["training"]["batch"]
     own = {**SCENE_SPEC, "training": {**SCENE_SPEC["training"], "label_window": 1}}
