@@ -5,16 +5,53 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from serving.mapper.predictors import predictor_for
 from serving.trainer.choose import trainer_for
 from terrafine.chips import BuildRunner, local_runner
+from terrafine.mapping import ShardRunner, in_sequence
+from terrafine.spec import MappingSpec
 from terrafine.stages import Job
+from terrafine.telemetry import MappingMetrics
 
 RAY_ADDRESS = "RAY_ADDRESS"
 
 
 def on_engines(job: Job) -> Job:
-    """The same job with the trainer and the chip builders that its spec asks for."""
-    return replace(job, trainer=trainer_for(job.spec.training), chip_runner=runner_for)
+    """The same job with the trainer, chip builders, mappers and predictor its spec asks for."""
+    return replace(
+        job,
+        trainer=trainer_for(job.spec.training),
+        chip_runner=runner_for,
+        map_runner=mapper_for,
+        predictor=predictor_for,
+    )
+
+
+def mapper_for(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
+    """This process for one worker, Ray actors for more."""
+    if spec.workers == 1:
+        return in_sequence
+    # ray takes two seconds to import, which other commands need not wait for
+    from serving.mapper.runner import RayShardRunner
+
+    return RayShardRunner(
+        spec.workers,
+        cpus=max(1, spec.threads),
+        gpus=gpu_share(spec),
+        observer=metrics,
+    )
+
+
+def gpu_share(spec: MappingSpec) -> float:
+    """Of a GPU, what one worker with a network of its own occupies; a whole one where Ray may
+    spread the workers over machines."""
+    if spec.predictor != "torch":
+        return 0.0
+    import torch
+
+    if os.environ.get(RAY_ADDRESS):
+        return 1.0
+    return min(1.0, torch.cuda.device_count() / spec.workers)
 
 
 def runner_for(workers: int) -> BuildRunner:

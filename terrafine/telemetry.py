@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from terrafine.errors import StageError
+from terrafine.mapping.write import ShardReceipt
 from terrafine.training import EpochRecord, StepRecord
 
 
@@ -234,11 +235,68 @@ class ReleaseMetrics:
         self._healed.labels(model, server).inc()
 
 
+class MappingMetrics:
+    """A running map's metrics, set by being its observer."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"terrafine_mapping_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"terrafine_mapping_{name}", text, labels, registry=registry)
+
+        self._planned = gauge("shards_planned", "Shards of the whole run.")
+        self._done = gauge("shards_done", "Shards that are written, those of earlier starts too.")
+        self._in_flight = gauge("shards_in_flight", "Shards that workers have now.")
+        self._unreadable = gauge("unreadable_scenes", "Scenes that workers could not read.")
+        self._pixels = counter("pixels", "Pixels written since the start.", "kind")
+        self._seconds = counter(
+            "worker_seconds", "Time that workers spent, all together, by step.", "step"
+        )
+        self._lost = counter("lost_workers", "Workers that died and were started again.")
+        self._commit = Histogram(
+            "terrafine_mapping_commit_seconds",
+            "Time that a commit of a wave took.",
+            registry=registry,
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+        )
+        self._scenes: set[str] = set()
+
+    def started(self, planned: int, done: int) -> None:
+        """A run of ``planned`` shards begins with ``done`` of them."""
+        self._planned.set(planned)
+        self._done.set(done)
+
+    def shard(self, receipt: ShardReceipt) -> None:
+        """A shard was written."""
+        self._done.inc()
+        self._pixels.labels("mapped").inc(receipt.account.mapped)
+        self._pixels.labels("without data").inc(receipt.account.explained)
+        for step, seconds in receipt.seconds.items():
+            self._seconds.labels(step).inc(seconds)
+        self._scenes |= receipt.unreadable.keys()
+        self._unreadable.set(len(self._scenes))
+
+    def commit(self, shards: int, seconds: float) -> None:
+        """So many shards became readable."""
+        self._commit.observe(seconds)
+
+    def in_flight(self, shards: int) -> None:
+        """So many shards are handed out to workers."""
+        self._in_flight.set(shards)
+
+    def lost_worker(self) -> None:
+        """A worker died and was started again."""
+        self._lost.inc()
+
+
 @contextmanager
-def serve(port: int, registry: CollectorRegistry) -> Iterator[int]:
+def serve(
+    port: int, registry: CollectorRegistry, *, key: str = "training.metrics_port"
+) -> Iterator[int]:
     """Answer ``/metrics`` on ``port`` (0: a free one, which is given back) until the end.
 
-    Raises StageError when the port is taken or may not be used.
+    Raises StageError, which names the spec's ``key``, when the port is taken or may not be used.
     """
     try:
         server, thread = start_http_server(port, registry=registry)
@@ -246,7 +304,7 @@ def serve(port: int, registry: CollectorRegistry) -> Iterator[int]:
         taken = error.errno == errno.EADDRINUSE
         reason = "is in use" if taken else f"cannot be used ({error.strerror})"
         raise StageError(
-            f"metrics port {port} {reason}; give training.metrics_port another, or leave it out"
+            f"metrics port {port} {reason}; give {key} another, or leave it out"
         ) from error
     try:
         yield server.server_port

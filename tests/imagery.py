@@ -26,6 +26,7 @@ class ArrayImagery:
     zone: str = "epsg32650"
     grid: PixelGrid = GRID
     fill: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def window(self) -> Window:

@@ -20,7 +20,14 @@ from terrafine.chips.store import ChipStore, open_chips
 from terrafine.chips.table import chip_table, parquet
 from terrafine.errors import ChipStoreError, LegendError, RasterError
 from terrafine.progress import progress
-from terrafine.raster import ClassRaster, Mosaic, Scene, check_overlap
+from terrafine.raster import (
+    ClassRaster,
+    ListedScene,
+    Mosaic,
+    Scene,
+    check_overlap,
+    scene_names,
+)
 from terrafine.spec import MapSpec
 from terrafine.storage import Storage
 
@@ -165,7 +172,7 @@ def _info(plan: BuildPlan, chips: Sequence[ChipRecord], table: bytes, shards: by
             zone: ZoneGrid(crs=m.grid.crs, dx=m.grid.dx, dy=m.grid.dy, x0=m.grid.x0, y0=m.grid.y0)
             for zone, m in plan.mosaics.items()
         },
-        scenes=tuple(scene.name for scene in spec.imagery.scenes),
+        scenes=scene_names(plan.mosaics),
         spec_sha256=plan.spec_digest,
         table_sha256=hashlib.sha256(table).hexdigest(),
         shards_sha256=hashlib.sha256(shards).hexdigest(),
@@ -174,18 +181,21 @@ def _info(plan: BuildPlan, chips: Sequence[ChipRecord], table: bytes, shards: by
 
 def _require_valid_scenes(mosaics: Mapping[str, Mosaic], seen: set[int], size: int) -> None:
     for mosaic in mosaics.values():
+        # nobody looks through a whole catalogue, whose scenes may be unreadable besides
+        if mosaic.skips:
+            continue
         for number, scene in zip(mosaic.numbers, mosaic.scenes, strict=True):
             if number not in seen:
                 _require_valid_pixels(scene, size)
 
 
-def _require_valid_pixels(scene: Scene, size: int) -> None:
+def _require_valid_pixels(scene: Scene | ListedScene, size: int) -> None:
     """A scene that gave no pixel may lie under others; refuse it when it has none at all."""
     for tile in scene.window.tiles(size):
         if (scene.read(tile) != scene.fill).all(axis=0).any():
             return
     raise ChipStoreError(
-        f"scene {scene.name} ({scene.files[0].path}): every pixel is missing (value {scene.fill} "
+        f"{scene.where}: every pixel is missing (value {scene.fill} "
         "or nodata in at least one band); take the scene out of the spec, or correct "
         "imagery.nodata"
     )

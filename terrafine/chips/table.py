@@ -13,6 +13,7 @@ import shapely
 from terrafine.chips.plan import BuildPlan
 from terrafine.chips.record import ChipRecord
 from terrafine.chips.split import split_chips
+from terrafine.raster import scene_names
 
 _LONLAT = "EPSG:4326"
 
@@ -31,7 +32,7 @@ def chip_table(chips: Sequence[ChipRecord], plan: BuildPlan) -> geopandas.GeoDat
         fraction=spec.chips.validation_fraction,
         seed=spec.seed,
     )
-    scenes = spec.imagery.scenes
+    scenes = scene_names(plan.mosaics)
     columns: dict[str, Any] = {
         "id": [f"{m.zone}-r{w.row}-c{w.col}" for m, w in places],
         "position": [chip.position for chip in chips],
@@ -45,7 +46,7 @@ def chip_table(chips: Sequence[ChipRecord], plan: BuildPlan) -> geopandas.GeoDat
         "missing_share": [chip.missing_share for chip in chips],
         "nodata_share": [chip.nodata_share for chip in chips],
         "agreement": np.full(len(chips), np.nan),
-        "sources": [[scenes[number - 1].name for number in chip.sources] for chip in chips],
+        "sources": [[scenes[number - 1] for number in chip.sources] for chip in chips],
         "sha256": [chip.sha256 for chip in chips],
     }
     return geopandas.GeoDataFrame(columns, geometry=footprints, crs=_LONLAT)

@@ -1,12 +1,23 @@
 """Mapping: windows on one global grid, inference, enhancement, decision, map store."""
 
 from terrafine.mapping.decide import decide
+from terrafine.mapping.diff import Change, Difference, difference
 from terrafine.mapping.enhance import clahe_mask
-from terrafine.mapping.plan import Imagery, Plan
-from terrafine.mapping.predictor import OnnxPredictor, Prediction, Predictor, TorchPredictor
+from terrafine.mapping.estimate import Estimate, Resources, estimate
+from terrafine.mapping.image import cut_for, map_image
+from terrafine.mapping.plan import Imagery, Plan, plan_all
+from terrafine.mapping.predictor import (
+    OnnxPredictor,
+    OpenVinoPredictor,
+    Prediction,
+    Predictor,
+    TorchPredictor,
+    local_predictor,
+)
 from terrafine.mapping.reader import (
     Explanation,
     MapReader,
+    Place,
     Release,
     RunRecord,
     is_map_store,
@@ -14,30 +25,59 @@ from terrafine.mapping.reader import (
 )
 from terrafine.mapping.run import MapOutcome, ShardRunner, in_sequence, map_all
 from terrafine.mapping.shard import ShardJob, ShardResult, compute_shard
-from terrafine.mapping.store import MapRun, MapStore
+from terrafine.mapping.state import RunState, Verified, run_states, verify_sample
+from terrafine.mapping.store import MapStore
+from terrafine.mapping.update import Base, release_record
+from terrafine.mapping.waves import MapAccount, MapRun
+from terrafine.mapping.write import ShardAccount, ShardKey, ShardReceipt, ShardWriter, Target
 
 __all__ = [
+    "Base",
+    "Change",
+    "Difference",
+    "Estimate",
     "Explanation",
     "Imagery",
+    "MapAccount",
+    "MapObserver",
     "MapOutcome",
     "MapReader",
     "MapRun",
     "MapStore",
     "OnnxPredictor",
+    "OpenVinoPredictor",
+    "Place",
     "Plan",
     "Prediction",
     "Predictor",
     "Release",
+    "Resources",
     "RunRecord",
+    "RunState",
+    "ShardAccount",
     "ShardJob",
+    "ShardKey",
+    "ShardReceipt",
     "ShardResult",
     "ShardRunner",
+    "ShardWriter",
+    "Target",
     "TorchPredictor",
+    "Verified",
     "clahe_mask",
     "compute_shard",
+    "cut_for",
     "decide",
+    "difference",
+    "estimate",
     "in_sequence",
     "is_map_store",
+    "local_predictor",
     "map_all",
+    "map_image",
     "open_map",
+    "plan_all",
+    "release_record",
+    "run_states",
+    "verify_sample",
 ]

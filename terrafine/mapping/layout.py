@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from pydantic import ValidationError
 from pyproj import CRS
@@ -48,6 +47,11 @@ class ZoneLayout:
     def of(cls, plan: Plan) -> ZoneLayout:
         """The group that a plan's shards are written into."""
         return cls(plan.zone, plan.grid, plan.extent, plan.shard)
+
+    def shard_at(self, row: int, col: int) -> Window:
+        """The shard of a place in the arrays' grid of shards."""
+        size = self.shard
+        return Window(self.extent.row + row * size, self.extent.col + col * size, size, size)
 
 
 @dataclass(frozen=True)
@@ -101,25 +105,18 @@ def write_layout(store: Any, layout: Layout) -> None:
             )
 
 
-def write_overview(
-    group: zarr.Group, zone: ZoneLayout, codes_HW: npt.NDArray[np.uint8], factor: int
-) -> None:
-    """Write ``landcover_<factor>``, the zone's class map ``factor`` times coarser.
+def open_overview(group: zarr.Group, zone: ZoneLayout, factor: int) -> zarr.Array[Any]:
+    """``landcover_<factor>``, the zone's class map ``factor`` times coarser, made if absent.
 
-    Nothing is touched if it is there already, so that publishing again makes no new state.
+    Its chunks are those of :data:`CHUNK` pixels, counted from the array's corner.
     """
     grid, window = overview_grid(zone, factor)
-    if codes_HW.shape != window.shape:
-        raise MapStoreError(
-            f"zone {zone.zone}: an overview by {factor} has shape {window.shape}, not "
-            f"{codes_HW.shape}"
-        )
     suffix = f"_{factor}"
     stored = group.get(f"landcover{suffix}")
-    if isinstance(stored, zarr.Array) and np.array_equal(np.asarray(stored[:]), codes_HW):
-        return
+    if isinstance(stored, zarr.Array):
+        return stored
     write_axes(group, grid, window, suffix=suffix)
-    array = group.create_array(
+    return group.create_array(
         f"landcover{suffix}",
         shape=window.shape,
         chunks=(min(CHUNK, window.height), min(CHUNK, window.width)),
@@ -128,9 +125,7 @@ def write_overview(
         compressors=_COMPRESSORS,
         dimension_names=(f"y{suffix}", f"x{suffix}"),
         attributes={"grid_mapping": f"spatial_ref{suffix}", "factor": factor},
-        overwrite=True,
     )
-    array[:] = codes_HW
 
 
 def write_axes(group: zarr.Group, grid: PixelGrid, window: Window, *, suffix: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.mapping.predictor import UInt16Array
+from terrafine.raster import Region
 from terrafine.spec import MappingSpec
 
 
@@ -30,6 +32,10 @@ class Imagery(Protocol):
     def fill(self) -> int:
         """The number that marks a missing pixel."""
 
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Scene -> why it could not be read, of all that were asked so far in this process."""
+
     def touches(self, window: Window) -> bool:
         """Whether any scene covers a part of ``window``."""
 
@@ -42,7 +48,7 @@ class Plan:
     """One zone's work.
 
     ``extent``: the imagery's window grown to whole shards, the shape of the zone's arrays;
-    ``touched``: the shards that touch a scene, row by row.
+    ``touched``: the shards that touch a scene and the region, row by row.
     """
 
     zone: str
@@ -52,15 +58,37 @@ class Plan:
     touched: tuple[Window, ...]
 
     @classmethod
-    def of(cls, imagery: Imagery, spec: MappingSpec) -> Plan:
-        """The plan to map ``imagery``."""
-        extent = imagery.window.snapped(spec.shard)
-        touched = tuple(shard for shard in extent.tiles(spec.shard) if imagery.touches(shard))
-        return cls(imagery.zone, imagery.grid, extent, spec.shard, touched)
+    def of(cls, imagery: Imagery, spec: MappingSpec, region: Region | None = None) -> Plan:
+        """The plan to map ``imagery``, all of it or what lies in ``region``.
+
+        The extent does not depend on the region, so that one store takes one province after the
+        other. A shard that touches the region is mapped whole.
+        """
+        grid, extent = imagery.grid, imagery.window.snapped(spec.shard)
+        touched = [shard for shard in extent.tiles(spec.shard) if imagery.touches(shard)]
+        if region is not None:
+            inside = region.touches(grid.crs, [grid.bounds(shard) for shard in touched])
+            touched = [shard for shard, kept in zip(touched, inside, strict=True) if kept]
+        return cls(imagery.zone, grid, extent, spec.shard, tuple(touched))
 
     def shards(self) -> list[Window]:
         """The shards to be mapped, row by row."""
         return list(self.touched)
+
+
+def plan_all(
+    imagery: Mapping[str, Imagery], spec: MappingSpec, region: Region | None = None
+) -> list[Plan]:
+    """The plan of every zone; MapStoreError when the region lies outside all of them."""
+    plans = [Plan.of(mosaic, spec, region) for mosaic in imagery.values()]
+    if region is not None and not any(plan.touched for plan in plans):
+        west, south, east, north = region.bounds
+        raise MapStoreError(
+            f"{region.where}: the region (longitude {west:.3f} to {east:.3f}, latitude "
+            f"{south:.3f} to {north:.3f}) touches no scene; correct map.region, or give scenes "
+            "of that place"
+        )
+    return plans
 
 
 def require_shard(window: Window, *, extent: Window, shard: int, where: str) -> None:

@@ -6,6 +6,9 @@ behind a network can stand behind it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +20,19 @@ from terrafine.legend import Legend
 
 if TYPE_CHECKING:
     from terrafine.export.graph import ServedModel
+    from terrafine.export.release import Release
+    from terrafine.spec import MapSpec
 
-__all__ = ["OnnxPredictor", "Prediction", "Predictor", "TorchPredictor", "UInt16Array"]
+__all__ = [
+    "OnnxPredictor",
+    "OpenVinoPredictor",
+    "Prediction",
+    "Predictor",
+    "TorchPredictor",
+    "UInt16Array",
+    "local_predictor",
+    "open_torch",
+]
 
 
 class Predictor(Protocol):
@@ -89,3 +103,74 @@ class TorchPredictor:
     def predict(self, windows_NCHW: UInt16Array) -> Prediction:
         """Classify windows of shape (N, bands, window, window)."""
         return Prediction(*self._model.predict(windows_NCHW))
+
+
+class OpenVinoPredictor:
+    """An exported graph, run by OpenVINO on this machine's CPU in full float32.
+
+    ModelError where openvino is not installed (``pip install 'terrafine[openvino]'``), or the file
+    is no graph that terrafine exported.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ModelError(
+                "map.predictor openvino: OpenVINO is not installed here; install it "
+                "(pip install 'terrafine[openvino]') or set map.predictor to onnx"
+            ) from error
+        # reads and checks what terrafine wrote into the file
+        self.info = open_graph(path, threads=1)[1]
+        settings = {
+            # bfloat16, which it would choose on new processors, says other classes
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+        core = openvino.Core()
+        self._model = core.compile_model(core.read_model(path), "CPU", settings)
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self.info.window
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows of shape (N, bands, window, window)."""
+        found = self._model({INPUT: windows_NCHW})
+        return Prediction(*(found[name] for name in OUTPUTS))
+
+
+def open_torch(bundle: Path, *, window: int) -> TorchPredictor:
+    """The network of a bundle, on a GPU where there is one."""
+    import torch  # which takes seconds
+
+    from terrafine.export.bundle import load_bundle
+    from terrafine.export.graph import ServedModel
+
+    model, info = load_bundle(bundle)
+    served = ServedModel(model, info.legend)
+    return TorchPredictor(served.to("cuda" if torch.cuda.is_available() else "cpu"), window=window)
+
+
+def local_predictor(spec: MapSpec, release: Release, bundle: Path) -> Callable[[], Predictor]:
+    """How a worker opens the model in its own process; the function it gives can be pickled.
+
+    ``bundle``: folder of the network that ``release`` was exported from.
+    """
+    settings = spec.map
+    # several workers share the cores of one machine
+    threads = settings.threads or (
+        max(1, (os.cpu_count() or 1) // settings.workers) if settings.workers > 1 else 0
+    )
+    if settings.predictor == "onnx":
+        return partial(OnnxPredictor, release.graph("fp32"), threads=threads)
+    if settings.predictor == "openvino":
+        return partial(OpenVinoPredictor, release.graph("fp32"), threads=threads)
+    if settings.predictor == "torch":
+        return partial(open_torch, bundle, window=settings.window)
+    raise ModelError(
+        f"map.predictor {settings.predictor}: only `terrafine` with its serving part can ask a "
+        "model server; set map.predictor to onnx"
+    )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import icechunk
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.core.sync import sync
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
@@ -23,16 +25,21 @@ from terrafine.mapping.layout import FILLS, Layout, ZoneLayout, overview_grid, r
 
 MAIN = "main"
 
+Place = Path | str
+"""Where a map store is: a folder, or the URL of one in a bucket (``s3://bucket/folder``)."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Where a map comes from. ``run``: branch of the store; ``model``, ``spec``: digests."""
+    """Where a map comes from. ``run``: branch of the store; ``model``, ``spec``: digests;
+    ``base``: the release that has the shards that this run did not map."""
 
     run: str
     model: str
     spec: str
     scenes: tuple[str, ...]
     mapping: dict[str, Any]
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class MapReader:
     a snapshot.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         with storage_errors(path, "opened"):
             self._repository = _open(path)
@@ -111,6 +118,24 @@ class MapReader:
                 out_HW[inside.slices(window)] = stored[inside.slices(extent)]
         return out_HW
 
+    def written(self, zone: str, ref: str = MAIN) -> set[Window]:
+        """The shards of a zone that hold anything at ``ref``."""
+        layout = self._zone(zone)
+        with storage_errors(self.path, "read"):
+            session = self._repository.readonly_session(snapshot_id=self.snapshot(ref))
+            places = sync(_listed(session.chunk_coordinates(f"/{zone}/landcover")))
+        return {layout.shard_at(row, col) for row, col in places}
+
+    def written_at(self, ref: str = MAIN) -> datetime:
+        """When a state of the store was committed."""
+        with storage_errors(self.path, "read"):
+            return self._repository.lookup_snapshot(self.snapshot(ref)).written_at
+
+    def zarr_store(self, ref: str = MAIN) -> icechunk.IcechunkStore:
+        """A state of the store as Zarr sees it, read-only."""
+        with storage_errors(self.path, "read"):
+            return self._repository.readonly_session(snapshot_id=self.snapshot(ref)).store
+
     def overviews(self, zone: str, ref: str = MAIN) -> tuple[int, ...]:
         """How many times coarser the stored overviews of a zone are, finest first."""
         self._zone(zone)
@@ -150,6 +175,9 @@ class MapReader:
             with storage_errors(self.path, "read"):
                 history = self._ancestry(ref)
                 commit = next((i for i in history if shard in i.metadata.get("shards", [])), None)
+            if commit is not None:
+                # a shard may come from the run of the release that this one started from
+                record = self.provenance(commit.id)
         scenes = record.scenes if record else ()
         return Explanation(
             landcover=code,
@@ -226,18 +254,21 @@ class MapReader:
         return self._repository.ancestry(snapshot_id=self.snapshot(ref))
 
 
-def open_map(path: Path) -> MapReader:
+def open_map(path: Place) -> MapReader:
     """Open a map store for reading; MapStoreError when there is none."""
     return MapReader(path)
 
 
-def is_map_store(path: Path) -> bool:
+def is_map_store(path: Place) -> bool:
     """Whether ``path`` is a folder that holds an Icechunk repository."""
+    if isinstance(path, str):
+        with storage_errors(path, "reached"):
+            return icechunk.Repository.exists(storage(path))
     return (path / "refs" / f"branch.{MAIN}" / "ref.json").is_file()
 
 
 @contextmanager
-def storage_errors(path: Path, what: str) -> Iterator[None]:
+def storage_errors(path: Place, what: str) -> Iterator[None]:
     """Turn the storage engine's errors into a MapStoreError that names the store."""
     try:
         yield
@@ -260,7 +291,12 @@ def _record(stored: Any) -> RunRecord:
         spec=stored["spec"],
         scenes=tuple(stored["scenes"]),
         mapping=stored["mapping"],
+        base=stored.get("base"),
     )
+
+
+async def _listed(places: AsyncIterator[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [place async for place in places]
 
 
 def _reason(error: icechunk.IcechunkError) -> str:
@@ -269,7 +305,7 @@ def _reason(error: icechunk.IcechunkError) -> str:
     return " ".join(head.replace("|", " ").split()).removeprefix("x ") or "unknown reason"
 
 
-def _open(path: Path) -> icechunk.Repository:
+def _open(path: Place) -> icechunk.Repository:
     if not is_map_store(path):
         raise MapStoreError(
             f"{path}: no map store here; make one with `terrafine map`, or give the folder that "
@@ -285,7 +321,23 @@ def _quieten() -> None:
         icechunk.set_logs_filter("error")
 
 
-def storage(path: Path) -> icechunk.Storage:
-    """Icechunk's storage for a folder."""
+def storage(path: Place) -> icechunk.Storage:
+    """Icechunk's storage for a folder or a URL; credentials come from the environment."""
     _quieten()
-    return icechunk.local_filesystem_storage(str(path))
+    if isinstance(path, Path):
+        return icechunk.local_filesystem_storage(str(path))
+    url = urlsplit(path)
+    if url.scheme != "s3" or not url.netloc:
+        raise MapStoreError(
+            f"{path}: no place for a map store; give a folder, or s3://bucket/folder"
+        )
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return icechunk.s3_storage(
+        bucket=url.netloc,
+        prefix=url.path.strip("/"),
+        from_env=True,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        endpoint_url=endpoint,
+        allow_http=bool(endpoint and endpoint.startswith("http://")),
+        force_path_style=endpoint is not None,
+    )

@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-from terrafine.errors import MapStoreError, ModelError
-from terrafine.geometry import Window
+import icechunk
+
+from terrafine.errors import MapStoreError, ModelError, TerrafineError
 from terrafine.legend import Legend
-from terrafine.mapping.plan import Imagery, Plan
+from terrafine.mapping.plan import Imagery, plan_all
 from terrafine.mapping.predictor import Predictor
-from terrafine.mapping.shard import ShardJob, ShardResult
-from terrafine.mapping.store import MapRun, MapStore
+from terrafine.mapping.reader import Place
+from terrafine.mapping.store import MapStore
+from terrafine.mapping.update import Base, plan_update
+from terrafine.mapping.waves import MapRun
+from terrafine.mapping.write import ShardKey, ShardReceipt, ShardWriter
 from terrafine.progress import Task, progress
+from terrafine.raster import Region
 from terrafine.spec import MappingSpec
 
 log = logging.getLogger(__name__)
 
-ShardRunner = Callable[[Iterable[Window], Callable[[Window], ShardResult]], Iterator[ShardResult]]
-"""Computes shards somewhere, yields them as they finish, in any order, each at least once.
+WriteShard = Callable[[ShardKey], ShardReceipt]
+"""What a runner calls: a ``ShardWriter``, which can be pickled."""
 
-The callable it gets is a ``ShardJob``. A runner never touches the store: the driver writes, so a
-worker that dies has written nothing, and no two writers can meet in one shard.
+Receipts = Generator[ShardReceipt, None, None]
+ShardRunner = Callable[[Sequence[ShardKey], WriteShard], Receipts]
+"""Has shards computed and written somewhere, yields receipts in any order, each at least once.
+
+It is closed when its work is not wanted any more. Only the driver commits: what a worker that dies
+has written is never seen, and no two commits can meet.
 """
+
+
+class MapObserver(Protocol):
+    """Who is told how a map goes (``terrafine.telemetry.MappingMetrics``)."""
+
+    def started(self, planned: int, done: int) -> None:
+        """A run of ``planned`` shards begins with ``done`` of them."""
+
+    def shard(self, receipt: ShardReceipt) -> None:
+        """A shard was written."""
+
+    def commit(self, shards: int, seconds: float) -> None:
+        """So many shards became readable."""
 
 
 @dataclass(frozen=True)
 class MapOutcome:
-    """What a call of :func:`map_all` did. ``snapshot`` is the run's newest state."""
+    """What a call of :func:`map_all` did.
+
+    ``snapshot``: the run's newest state; ``mapped``, ``explained``: pixels with a class, and
+    without one because no scene has data there; ``unreadable``: scene -> why.
+    """
 
     run: str
     snapshot: str
     shards: int
     computed: int
+    mapped: int
+    explained: int
+    unreadable: Mapping[str, str]
 
     @property
     def resumed(self) -> int:
@@ -42,70 +73,121 @@ class MapOutcome:
         return self.shards - self.computed
 
 
-def in_sequence(
-    shards: Iterable[Window], compute: Callable[[Window], ShardResult]
-) -> Iterator[ShardResult]:
-    """The runner for one machine: one shard after the other."""
-    return map(compute, shards)
+def in_sequence(shards: Iterable[ShardKey], write: WriteShard) -> Receipts:
+    """The runner for one process: one shard after the other."""
+    yield from map(write, shards)
 
 
 def map_all(
-    path: Path,
+    path: Place,
     imagery: Mapping[str, Imagery],
-    predictor: Predictor,
+    open_predictor: Callable[[], Predictor],
     *,
     spec: MappingSpec,
     legend: Legend,
     scenes: Iterable[str],
     model_digest: str,
     spec_digest: str,
+    region: Region | None = None,
     run: ShardRunner = in_sequence,
+    at_once: int = 1,
+    base: Base | None = None,
+    observer: MapObserver | None = None,
 ) -> MapOutcome:
     """Map all zones into the store at ``path`` (made if absent), on the branch of this run.
 
-    Parameters: ``imagery`` zone -> mosaic; ``scenes`` all scene names in the spec's order;
+    Parameters: ``imagery`` zone -> mosaic; ``open_predictor`` is called here and in every worker,
+    so ``run`` may have to pickle it; ``at_once`` windows are asked about at the same time (more
+    than one only of a server); ``scenes`` all scene names in the spec's order;
     ``spec_digest`` must cover everything but the model that pixels depend on: the sections
-    ``imagery``, ``map`` and ``legend`` and the data files. The same digests resume the same run;
+    ``imagery``, ``map`` and ``legend`` and the data files; ``region`` leaves out the shards
+    outside it; with a ``base`` only what its new scenes change is mapped. The same digests resume
+    the same run;
     shards that it has committed are not computed again.
     Raises MapStoreError (store of another layout, runner that left shards out), ModelError
     (predictor for another window), OSError from the disk. What was committed stays.
     """
+    predictor = open_predictor()
     if predictor.window != spec.window:
         raise ModelError(
             f"the model takes windows of {predictor.window} pixels, but map.core + 2 map.halo is "
             f"{spec.window}; export it again for this spec"
         )
-    plans = [Plan.of(mosaic, spec) for mosaic in imagery.values()]
-    store = MapStore.open_for(path, plans, legend)
+    if base is None:
+        plans = plan_all(imagery, spec, region)
+        store = MapStore.open_for(path, plans, legend)
+    else:
+        store = MapStore(path)
+        update = plan_update(
+            store, base, imagery,
+            spec=spec, legend=legend, model=model_digest, scenes=scenes, region=region,
+        )  # fmt: skip
+        plans, imagery, scenes = update.plans, update.imagery, update.scenes
     with store.run(
         plans,
         model=model_digest,
         spec=spec_digest,
         scenes=scenes,
         mapping=spec.model_dump(mode="json"),
+        base=base.release if base else None,
     ) as target:
-        total, already = len(target.planned), len(target.planned & target.done)
+        total, already = len(target.planned), len(target.planned & target.done.keys())
         if already:
             log.info("%s: resuming, %d of %d shards are there", target.name, already, total)
+        writer = ShardWriter(target.target, imagery, open_predictor, spec, legend, at_once)
+        # the one that is open already, where the work is done in this process
+        vars(writer)["predictor"] = predictor
         with progress("map", total=total, unit="shard") as task:
             if already:
                 task.advance(already)
-            for plan in plans:
-                job = ShardJob(imagery[plan.zone], predictor, spec, legend)
-                _map_zone(target, plan.zone, job, run, task)
-    return MapOutcome(target.name, store.snapshot(target.name), total, total - already)
+            waves = _Waves(target, spec.wave, task, observer)
+            waves.take(run(target.todo(), writer))
+        account = target.account()
+    return MapOutcome(
+        run=target.name,
+        snapshot=store.snapshot(target.name),
+        shards=total,
+        computed=total - already,
+        mapped=account.mapped,
+        explained=account.explained,
+        unreadable=target.unreadable,
+    )
 
 
-def _map_zone(target: MapRun, zone: str, job: ShardJob, run: ShardRunner, task: Task) -> None:
-    for result in run(target.todo(zone), job):
-        if target.write_shard(zone, result):
-            task.advance()
-        if target.pending >= job.spec.wave:
-            target.commit()
-    target.commit()
-    left = target.todo(zone)
-    if left:
-        raise MapStoreError(
-            f"zone {zone}: {len(left)} shards were not delivered, the first at row {left[0].row}, "
-            f"column {left[0].col}; run the map again, it resumes"
-        )
+class _Waves:
+    """Receipts into commits, told to whoever watches."""
+
+    def __init__(self, target: MapRun, size: int, task: Task, observer: MapObserver | None) -> None:
+        self._target, self._size, self._task, self._observer = target, size, task, observer
+        self._started, self._pixels = time.monotonic(), 0
+        if observer is not None:
+            observer.started(len(target.planned), len(target.planned & target.done.keys()))
+
+    def take(self, receipts: Receipts) -> None:
+        """Commit every wave, and what is there of one when the work is broken off."""
+        try:
+            with closing(receipts):
+                for receipt in receipts:
+                    if self._target.accept(receipt):
+                        self._tell(receipt)
+                    if self._target.pending >= self._size:
+                        self._commit()
+        except (TerrafineError, KeyboardInterrupt, SystemExit):
+            # the disk may be what broke it off: the first error is the one to be told
+            with suppress(MapStoreError, icechunk.IcechunkError):
+                self._commit()
+            raise
+        self._commit()
+
+    def _commit(self) -> None:
+        shards, before = self._target.pending, time.monotonic()
+        self._target.commit()
+        if self._observer is not None and shards:
+            self._observer.commit(shards, time.monotonic() - before)
+
+    def _tell(self, receipt: ShardReceipt) -> None:
+        self._pixels += receipt.window.height * receipt.window.width
+        speed = self._pixels / 1e6 / max(time.monotonic() - self._started, 1e-9)
+        self._task.advance(1, mpixel_per_s=speed)
+        if self._observer is not None:
+            self._observer.shard(receipt)

@@ -13,33 +13,31 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import icechunk
-import numpy as np
 import zarr
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import Window
-from terrafine.legend import Legend, UInt8Array
-from terrafine.mapping.layout import FILLS, Layout, write_layout, write_overview
-from terrafine.mapping.plan import Plan, require_shard
+from terrafine.legend import Legend
+from terrafine.mapping.layout import Layout, open_overview, write_layout
+from terrafine.mapping.plan import Plan
 from terrafine.mapping.reader import (
     MAIN,
     MapReader,
+    Place,
     RunRecord,
     is_map_store,
     storage,
     storage_errors,
 )
-from terrafine.mapping.shard import ShardResult
-
-ShardKey = tuple[str, Window]
+from terrafine.mapping.waves import MapRun, digests, listed
+from terrafine.mapping.write import ShardAccount, ShardKey
 
 _RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -48,11 +46,16 @@ class MapStore(MapReader):
     """A map store, open for reading and writing."""
 
     @classmethod
-    def create(cls, path: Path, plans: Iterable[Plan], legend: Legend) -> MapStore:
+    def create(cls, path: Place, plans: Iterable[Plan], legend: Legend) -> MapStore:
         """Make an empty store; MapStoreError when something else is there, OSError from the disk.
 
-        It is made beside ``path`` and renamed, so a store that exists is whole.
+        In a folder it is made beside ``path`` and renamed, so a store that exists is whole.
         """
+        plans = tuple(plans)
+        if isinstance(path, str):
+            with storage_errors(path, "made"):
+                _lay_out(storage(path), plans, legend)
+            return cls(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise MapStoreError(f"{path}: already exists and is not empty; name another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,17 +64,14 @@ class MapStore(MapReader):
         partial.mkdir()
         try:
             with storage_errors(path, "made"):
-                repository = icechunk.Repository.create(storage(partial))
-                session = repository.writable_session(MAIN)
-                write_layout(session.store, Layout.of(plans, legend))
-                session.commit("layout", metadata={"kind": "layout"})
+                _lay_out(storage(partial), plans, legend)
             partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return cls(path)
 
     @classmethod
-    def open_for(cls, path: Path, plans: Iterable[Plan], legend: Legend) -> MapStore:
+    def open_for(cls, path: Place, plans: Iterable[Plan], legend: Legend) -> MapStore:
         """The store at ``path``, made if it is not there.
 
         MapStoreError when it has another legend, zone, grid, extent or shard size.
@@ -88,9 +88,10 @@ class MapStore(MapReader):
             )
         return store
 
-    def run_name(self, *, model: str, spec: str) -> str:
-        """Branch of the run with this model and spec: equal ones resume each other."""
-        return "run-" + hashlib.sha256(f"{model}\n{spec}".encode()).hexdigest()[:12]
+    def run_name(self, *, model: str, spec: str, base: str | None = None) -> str:
+        """Branch of the run with this model, spec and base: equal ones resume each other."""
+        parts = [model, spec, *([base] if base else [])]
+        return "run-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @contextmanager
     def run(
@@ -101,31 +102,33 @@ class MapStore(MapReader):
         spec: str,
         scenes: Iterable[str],
         mapping: Mapping[str, Any],
+        base: str | None = None,
     ) -> Iterator[MapRun]:
         """Start or resume a run, alone: MapStoreError while another process writes to the store.
 
         Parameters: ``model`` and ``spec`` digests of all that the pixels depend on besides the
         grid (weights; imagery, mapping sections, data files); ``scenes`` names in the order that
         the array ``source`` counts them; ``mapping`` the window, halo and enhancement, to be kept.
+        With the release ``base`` the run starts from its map and shares the shards not planned.
         """
-        record = RunRecord(
-            self.run_name(model=model, spec=spec), model, spec, tuple(scenes), dict(mapping)
-        )
+        name = self.run_name(model=model, spec=spec, base=base)
+        record = RunRecord(name, model, spec, tuple(scenes), dict(mapping), base)
         planned = frozenset((p.zone, s) for p in plans for s in p.shards())
         with _alone(self.path), storage_errors(self.path, "written"):
             self._start(record, planned)
-            with MapRun(self, record, planned) as run:
-                yield run
+            yield MapRun(self, record, planned)
 
     def _start(self, record: RunRecord, planned: frozenset[ShardKey]) -> None:
         repository = self._repository
         if record.run not in repository.list_branches():
-            repository.create_branch(record.run, self._base())
+            start = repository.lookup_tag(record.base) if record.base else self._base()
+            repository.create_branch(record.run, start)
         session = repository.writable_session(record.run)
         root = zarr.open_group(session.store, mode="r+")
-        if "run" not in root.attrs:
-            root.update_attributes({"run": asdict(record), "planned": _listed(planned)})
-            session.commit(f"start {record.run}", metadata={"kind": "run", **_digests(record)})
+        stored: Any = root.attrs.get("run", {})
+        if stored.get("run") != record.run:
+            root.update_attributes({"run": asdict(record), "planned": listed(planned)})
+            session.commit(f"start {record.run}", metadata={"kind": "run", **digests(record)})
 
     def _base(self) -> str:
         """The snapshot that holds the empty layout, from which every run starts."""
@@ -134,8 +137,24 @@ class MapStore(MapReader):
     def done(self, run: str) -> set[ShardKey]:
         """The shards that a run has committed."""
         with storage_errors(self.path, "read"):
-            listed = [s for i in self._ancestry(run) for s in i.metadata.get("shards", [])]
-        return {self._key(shard) for shard in listed}
+            shards = [s for i in self._own(run) for s in i.metadata.get("shards", [])]
+        return {self._key(shard) for shard in shards}
+
+    def accounts(self, run: str) -> dict[ShardKey, ShardAccount]:
+        """What each shard that a run has committed holds."""
+        with storage_errors(self.path, "read"):
+            waves = [i.metadata for i in self._own(run) if i.metadata.get("accounts")]
+        return {
+            self._key(shard): ShardAccount.model_validate(account)
+            for wave in waves
+            for shard, account in zip(wave["shards"], wave["accounts"], strict=True)
+        }
+
+    def unreadable(self, run: str) -> dict[str, str]:
+        """Scene -> why it could not be read in a run."""
+        with storage_errors(self.path, "read"):
+            found = [i.metadata.get("unreadable", {}) for i in self._own(run)]
+        return {scene: why for wave in found for scene, why in wave.items()}
 
     def missing(self, run: str) -> set[ShardKey]:
         """The shards that a run has planned and not committed."""
@@ -181,116 +200,84 @@ class MapStore(MapReader):
         with _alone(self.path), storage_errors(self.path, "written"):
             self._repository.reset_branch(MAIN, self._repository.lookup_tag(name))
 
-    def write_overviews(self, run: str, zone: str, overviews: Mapping[int, UInt8Array]) -> None:
-        """Store coarser class maps of a zone: factor -> codes over the zone's whole extent."""
+    def without_overviews(self, run: str, zone: str, factors: Sequence[int]) -> set[Window]:
+        """The written shards of a zone that its overviews by these factors do not show yet."""
+        tip = self.snapshot(run)
+        with storage_errors(self.path, "read"):
+            made = next(
+                (
+                    info
+                    for info in self._ancestry(tip)
+                    if info.metadata.get("kind") == "overviews" and info.metadata["zone"] == zone
+                ),
+                None,
+            )
+            if made is None or set(factors) - set(made.metadata["factors"]):
+                return self.written(zone, tip)
+            if made.id == tip:
+                return set()
+            since = self._repository.diff(from_snapshot_id=made.id, to_snapshot_id=tip)
+            places = since.updated_chunks.get(f"/{zone}/landcover", ())
+        return {self._zone(zone).shard_at(*place) for place in places}
+
+    @contextmanager
+    def overviews_of(
+        self, run: str, zone: str, factors: Sequence[int]
+    ) -> Iterator[dict[int, zarr.Array[Any]]]:
+        """Coarser class maps of a zone, open for writing (by threads, whole chunks each).
+
+        They are committed at the end of the block, or forgotten after an error.
+        """
         layout = self._zone(zone)
         with _alone(self.path), storage_errors(self.path, "written"):
             session = self._repository.writable_session(run)
             group = zarr.open_group(session.store, path=zone, mode="r+")
-            for factor, codes_HW in overviews.items():
-                write_overview(group, layout, codes_HW, factor)
+            yield {factor: open_overview(group, layout, factor) for factor in factors}
             if session.has_uncommitted_changes:
                 session.commit(
                     f"overviews of {zone}",
-                    metadata={"kind": "overviews", "zone": zone, "factors": sorted(overviews)},
+                    metadata={"kind": "overviews", "zone": zone, "factors": list(factors)},
                 )
 
-    def _key(self, listed: list[Any]) -> ShardKey:
-        zone, row, col = listed
+    def _own(self, run: str) -> Iterator[icechunk.SnapshotInfo]:
+        """A run's commits, newest first, without those of the release that it started from."""
+        for info in self._ancestry(run):
+            yield info
+            if info.metadata.get("kind") == "run":
+                return
+
+    def collect(self) -> int:
+        """Remove what belongs to no map: chunks of workers that died, of receipts that were
+        dropped. Bytes that were freed.
+
+        MapStoreError while a run is under way. In a bucket, where that is not known, what is
+        younger than two days is left, which no run may keep uncommitted.
+        """
+        age = timedelta(days=2 if isinstance(self.path, str) else 0)
+        with _alone(self.path), storage_errors(self.path, "written"):
+            return int(self._repository.garbage_collect(datetime.now(UTC) - age).bytes_deleted)
+
+    def _key(self, shard: list[Any]) -> ShardKey:
+        zone, row, col = shard
         size = self._zone(zone).shard
         return zone, Window(row, col, size, size)
 
 
-class MapRun:
-    """A run that is being written: whole shards, committed in waves."""
-
-    def __init__(self, store: MapStore, record: RunRecord, planned: frozenset[ShardKey]) -> None:
-        self._store, self.record, self.planned = store, record, planned
-        self.done = store.done(record.run)
-        self._wave: set[ShardKey] = set()
-        self._session: icechunk.Session | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Forget what was not committed: its chunks stay unreadable."""
-        self._session = None
-
-    @property
-    def name(self) -> str:
-        """The run's branch."""
-        return self.record.run
-
-    @property
-    def pending(self) -> int:
-        """Shards written since the last commit."""
-        return len(self._wave)
-
-    def todo(self, zone: str) -> list[Window]:
-        """Shards of a zone that are still to be computed, row by row."""
-        return sorted(s for z, s in self.planned - self.done - self._wave if z == zone)
-
-    def write_shard(self, zone: str, result: ShardResult) -> bool:
-        """Write one whole shard into the current wave.
-
-        A shard that is there already (workers may deliver twice) is left alone and False returned.
-        MapStoreError, before anything is written, for anything but a whole shard of the zone.
-        """
-        layout = self._store.layout.zones[zone]
-        where = f"{self._store.path}, zone {zone}"
-        require_shard(result.window, extent=layout.extent, shard=layout.shard, where=where)
-        arrays: dict[str, Any] = {name: getattr(result, name) for name in FILLS}
-        for name, array_HW in arrays.items():
-            dtype, _ = FILLS[name]
-            if array_HW.shape != result.window.shape or array_HW.dtype != np.dtype(dtype):
-                raise MapStoreError(
-                    f"{where}: {name} of the shard at row {result.window.row}, column "
-                    f"{result.window.col} is {array_HW.dtype} {array_HW.shape}, not {dtype} "
-                    f"{result.window.shape}; nothing was written"
-                )
-        if (zone, result.window) in self.done | self._wave:
-            return False
-        if self._session is None:
-            self._session = self._store._repository.writable_session(self.name)
-        group = zarr.open_group(self._session.store, path=zone, mode="r+")
-        for name, array_HW in arrays.items():
-            array = group[name]
-            assert isinstance(array, zarr.Array)
-            array[result.window.slices(layout.extent)] = array_HW
-        self._wave.add((zone, result.window))
-        return True
-
-    def commit(self) -> None:
-        """Make the wave's shards readable on the run's branch, all at once."""
-        if self._session is None:
-            return
-        shards = _listed(self._wave)
-        self._session.commit(
-            f"{len(shards)} shards",
-            metadata={"kind": "wave", "shards": shards, **_digests(self.record)},
-        )
-        self.done |= self._wave
-        self._wave, self._session = set(), None
-
-
-def _listed(shards: Iterable[ShardKey]) -> list[list[Any]]:
-    """Shards as commit metadata and attributes hold them."""
-    return sorted([zone, window.row, window.col] for zone, window in shards)
-
-
-def _digests(record: RunRecord) -> dict[str, str]:
-    return {"model": record.model, "spec": record.spec}
+def _lay_out(place: icechunk.Storage, plans: Iterable[Plan], legend: Legend) -> None:
+    session = icechunk.Repository.open_or_create(place).writable_session(MAIN)
+    write_layout(session.store, Layout.of(plans, legend))
+    session.commit("layout", metadata={"kind": "layout"})
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the store for one writer; the kernel lets go when the process dies, however it dies."""
+def _alone(path: Place) -> Iterator[None]:
+    """Hold the store for one writer; the kernel lets go when the process dies, however it dies.
+
+    A bucket has no locks: there a run that finds a commit of another's on its branch ends.
+    """
+    if isinstance(path, str):
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -2,20 +2,18 @@
 
 from terrafine.publish.figures import paint_points
 from terrafine.publish.overviews import (
-    OverviewTile,
     mode_downsample,
     overview_factors,
-    overview_pyramid,
     overview_shape,
 )
 from terrafine.publish.panels import View, ZoomView, cut_zooms
 from terrafine.publish.quicklook import quicklook
 from terrafine.publish.report import ReportData, render_report
 from terrafine.publish.stac import item
+from terrafine.publish.write_overviews import write_overviews
 from terrafine.publish.zooms import Zoom, most_different
 
 __all__ = [
-    "OverviewTile",
     "ReportData",
     "View",
     "Zoom",
@@ -25,9 +23,9 @@ __all__ = [
     "mode_downsample",
     "most_different",
     "overview_factors",
-    "overview_pyramid",
     "overview_shape",
     "paint_points",
     "quicklook",
     "render_report",
+    "write_overviews",
 ]

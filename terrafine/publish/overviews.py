@@ -6,31 +6,15 @@ every scale, the class that covers most of the ground below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-
+import cv2
 import numpy as np
 
-from terrafine.geometry import Window
 from terrafine.legend import NO_CLASS, UNWRITTEN, UInt8Array
 
 # Arrays whose longer side is at most this need no overview: a screen shows them whole.
 SMALLEST_OVERVIEW = 256
 
-ReadCodes = Callable[[Window], UInt8Array]
-
-
-@dataclass(frozen=True)
-class OverviewTile:
-    """One finished tile of one overview.
-
-    ``factor``: 2, 4, 8 ... base pixels a side of an overview pixel. ``window``: the tile's place
-    in the overview array (its own pixel numbers, first pixel 0, 0). ``codes_HW``: uint8 codes.
-    """
-
-    factor: int
-    window: Window
-    codes_HW: UInt8Array
+_BAND = 256
 
 
 def mode_downsample(codes_HW: UInt8Array, factor: int = 2) -> UInt8Array:
@@ -45,8 +29,14 @@ def mode_downsample(codes_HW: UInt8Array, factor: int = 2) -> UInt8Array:
         raise ValueError(f"overview factor {factor} is below 1")
     height, width = codes_HW.shape
     rows, cols = -(-height // factor), -(-width // factor)
-    padding = (0, rows * factor - height), (0, cols * factor - width)
-    padded = np.pad(codes_HW, padding, constant_values=UNWRITTEN)
+    missing = rows * factor - height, cols * factor - width
+    padded = codes_HW
+    if any(missing):
+        padded = np.pad(codes_HW, [(0, n) for n in missing], constant_values=UNWRITTEN)
+    if factor == 2:
+        # a band at a time: what stays in the processor's cache is done in half the time
+        bands = range(0, 2 * rows, _BAND)
+        return np.concatenate([_mode_of_four(padded[start : start + _BAND]) for start in bands])
     blocks = padded.reshape(rows, factor, cols, factor)
 
     looked_at = (blocks == NO_CLASS).any(axis=(1, 3))
@@ -72,65 +62,23 @@ def overview_shape(shape: tuple[int, int], factor: int) -> tuple[int, int]:
     return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
-def overview_pyramid(
-    read: ReadCodes,
-    shape: tuple[int, int],
-    *,
-    tile: int = 2048,
-    smallest: int = SMALLEST_OVERVIEW,
-) -> Iterator[OverviewTile]:
-    """All overviews of a class array, tile by tile, each from the level below it.
-
-    ``read`` returns the (height, width) uint8 codes of a window of the base array, in the array's
-    own pixel numbers (first pixel 0, 0). ``shape``: (H, W) of the base array. ``tile`` (even):
-    pixels a side of the tiles handed out, at every level on multiples of ``tile``, so that a
-    caller can write whole chunks. The base is read once, and at most four tiles per level are in
-    memory: the pyramid is walked depth first.
-    """
-    if tile < 2 or tile % 2:
-        raise ValueError(f"overview tile {tile} must be an even number of pixels")
-    factors = overview_factors(shape, smallest=smallest)
-    if not factors:
-        return
-    walk = _Pyramid(read, shape, tile)
-    rows, cols = overview_shape(shape, factors[-1])
-    for row in range(0, rows, tile):
-        for col in range(0, cols, tile):
-            yield from walk.down(factors[-1], row, col)
-
-
-class _Pyramid:
-    def __init__(self, read: ReadCodes, shape: tuple[int, int], tile: int) -> None:
-        self._read, self._shape, self._tile = read, shape, tile
-
-    def down(self, factor: int, row: int, col: int) -> Iterator[OverviewTile]:
-        """The tile at (row, col) of level ``factor``, after every tile below it."""
-        window = self._clip(factor, Window(row, col, self._tile, self._tile))
-        codes = np.empty(window.shape, np.uint8)
-        half = self._tile // 2
-        for part_row in range(row, window.stop_row, half):
-            for part_col in range(col, window.stop_col, half):
-                part = self._clip(factor, Window(part_row, part_col, half, half))
-                below = yield from self._below(factor // 2, part)
-                codes[part.slices(window)] = mode_downsample(below)
-        yield OverviewTile(factor, window, codes)
-
-    def _below(self, factor: int, part: Window) -> Generator[OverviewTile, None, UInt8Array]:
-        """Codes of the tile of level ``factor`` that ``part`` of the level above is made of."""
-        if factor == 1:
-            return self._read(
-                self._clip(1, Window(part.row * 2, part.col * 2, self._tile, self._tile))
-            )
-        last = None
-        for last in self.down(factor, part.row * 2, part.col * 2):
-            yield last
-        assert last is not None
-        return last.codes_HW
-
-    def _clip(self, factor: int, window: Window) -> Window:
-        inside = Window(0, 0, *overview_shape(self._shape, factor)).intersection(window)
-        assert inside is not None, (factor, window)
-        return inside
+def _mode_of_four(codes_HW: UInt8Array) -> UInt8Array:
+    """:func:`mode_downsample` by 2, of even sides, some thirty times faster: by sorting."""
+    # 0..253 for classes, then 254 for no class and 255 for never written
+    rank = np.arange(-1, 255).astype(np.uint8)
+    rank[[NO_CLASS, UNWRITTEN]] = 254, 255
+    code = np.argsort(rank).astype(np.uint8)
+    ranks = cv2.LUT(codes_HW, rank)
+    a, b, c, d = (np.ascontiguousarray(ranks[i::2, j::2]) for i in (0, 1) for j in (0, 1))
+    for low, high in ((a, b), (c, d), (a, c), (b, d), (b, c)):
+        smaller = np.minimum(low, high)
+        np.maximum(low, high, out=high)
+        low[:] = smaller
+    # now a <= b <= c <= d, and what stands twice stands side by side
+    best = np.where((c == d) & (c < 254), c, a)
+    best = np.where((b == c) & (b < 254), b, best)
+    best = np.where(a == b, a, best)
+    return np.asarray(cv2.LUT(best, code), np.uint8)
 
 
 def _classes_in(codes_HW: UInt8Array) -> list[int]:

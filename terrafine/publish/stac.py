@@ -46,6 +46,11 @@ ASSETS: Mapping[str, _Kind] = {
         pystac.MediaType.COG,
         ("data", "metadata"),
     ),
+    "source": _Kind(
+        "Scene that the pixel was mapped from: its number in the run's list",
+        pystac.MediaType.COG,
+        ("metadata",),
+    ),
     "report": _Kind(
         "Report: what was made, how good it is", pystac.MediaType.HTML, ("overview", "metadata")
     ),

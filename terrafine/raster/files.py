@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import rasterio
 from affine import Affine
@@ -22,16 +23,69 @@ from terrafine.geometry import PixelGrid, Window
 # GDAL's block cache in bytes: GDAL_CACHEMAX=256 would mean 256 bytes (facts/performance.md).
 CACHE_BYTES = 256 * 2**20
 
+Place = Path | str
+"""Where a file is: a path on this machine, or a URL (s3://, gs://, az://, https://)."""
+
+# GDAL's names for what lies behind a URL. rasterio's own would ask boto3 for credentials, which
+# GDAL finds in the environment as well.
+_VIRTUAL = {
+    "s3": "/vsis3/",
+    "gs": "/vsigs/",
+    "az": "/vsiaz/",
+    "http": "/vsicurl/http://",
+    "https": "/vsicurl/https://",
+}
+
+# A bucket that answers 503, late or not at all is asked again; siblings of a file are not listed.
+_REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "60",
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+}
+
 # Open files kept per process, so that a mosaic of thousands of scenes does not exhaust the
 # process's file descriptors.
 MAX_OPEN_FILES = 64
 
 
+def gdal_name(place: Place) -> str:
+    """What GDAL calls a file; RasterError for a URL of an unknown kind."""
+    if isinstance(place, Path):
+        return str(place)
+    scheme, _, rest = place.partition("://")
+    if scheme not in _VIRTUAL:
+        raise RasterError(
+            f"{place}: URLs of this kind cannot be read; give {', '.join(_VIRTUAL)} or a path"
+        )
+    return _VIRTUAL[scheme] + rest
+
+
+def file_name(place: Place) -> str:
+    """The last part of a path or URL."""
+    return str(place).rpartition("/")[2]
+
+
+def _settings(place: Place) -> dict[str, Any]:
+    settings: dict[str, Any] = {"GDAL_CACHEMAX": CACHE_BYTES}
+    if isinstance(place, str):
+        settings |= _REMOTE
+        # GDAL does not know the variables by which the AWS tools find another server
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            server = urlsplit(endpoint)
+            settings["AWS_S3_ENDPOINT"] = server.netloc
+            settings["AWS_HTTPS"] = "YES" if server.scheme == "https" else "NO"
+            settings["AWS_VIRTUAL_HOSTING"] = "FALSE"
+    return settings
+
+
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Place) -> Iterator[None]:
     """GDAL's settings for reading; its errors become RasterError naming ``path``."""
     try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        with rasterio.Env(**_settings(path)):
             yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
         # rasterio's "Read failed. See previous exception" hides GDAL's own words in the cause
@@ -49,12 +103,13 @@ class _OpenFiles:
         self.lock = threading.RLock()
         self._open: OrderedDict[tuple[int, str, int], Any] = OrderedDict()
 
-    def get(self, path: Path) -> Any:
+    def get(self, path: Place) -> Any:
         # The process id keeps a forked worker from sharing its parent's file position, the time
         # of change keeps a rewritten file from being read through an old handle.
-        key = (os.getpid(), str(path), path.stat().st_mtime_ns)
+        changed = path.stat().st_mtime_ns if isinstance(path, Path) else 0
+        key = (os.getpid(), str(path), changed)
         if key not in self._open:
-            self._open[key] = rasterio.open(path)
+            self._open[key] = rasterio.open(gdal_name(path))
             if len(self._open) > MAX_OPEN_FILES:
                 self._open.popitem(last=False)
         self._open.move_to_end(key)
@@ -65,25 +120,25 @@ _FILES = _OpenFiles()
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Place) -> Iterator[Any]:
     """A rasterio dataset of ``path``, shared within the process; threads take turns."""
     with reading(path), _FILES.lock:
         yield _FILES.get(path)
 
 
-def require_raster(path: Path) -> None:
-    """Raise RasterError when ``path`` is missing, no raster, or a TIFF that was cut off."""
-    if not path.is_file():
+def require_raster(path: Place) -> None:
+    """Raise RasterError when ``path`` is missing, no raster, or a local TIFF that was cut off."""
+    if isinstance(path, Path) and not path.is_file():
         raise RasterError(
             f"{path}: no such file; check the spec's path and the data root "
             "(the spec's folder, --data or TERRAFINE_DATA)"
         )
-    with reading(path), rasterio.open(path) as dataset:
+    with reading(path), rasterio.open(gdal_name(path)) as dataset:
         if dataset.count == 0:
             raise RasterError(
                 f"{path}: holds no band of its own; name one of its subdatasets' files"
             )
-        if dataset.driver == "GTiff":
+        if isinstance(path, Path) and dataset.driver == "GTiff":
             _require_whole(path, dataset)
 
 

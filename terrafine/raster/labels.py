@@ -19,6 +19,7 @@ from terrafine.errors import RasterError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import NO_CLASS, Crosswalk, Legend, UInt8Array
 from terrafine.raster.files import (
+    Place,
     crs_of,
     opened,
     placement,
@@ -138,8 +139,9 @@ def check_overlap(labels: ClassRaster, mosaics: Iterable[Mosaic]) -> None:
         for scene in mosaic.scenes:
             if labels.overlaps(scene.grid, scene.window):
                 return
-            path = scene.files[0].path
-            bounds = _bounds(scene.grid.crs, "EPSG:4326", scene.grid.bounds(scene.window), path)
+            bounds = _bounds(
+                scene.grid.crs, "EPSG:4326", scene.grid.bounds(scene.window), scene.where
+            )
             places.append(f"scene {scene.name} {_degrees(bounds)}")
     raise RasterError(
         f"{labels.path}: the label product covers {_degrees(labels.lonlat())} and no scene "
@@ -149,13 +151,13 @@ def check_overlap(labels: ClassRaster, mosaics: Iterable[Mosaic]) -> None:
 
 
 def _bounds(
-    source: str, target: str, bounds: tuple[float, float, float, float], path: Path
+    source: str, target: str, bounds: tuple[float, float, float, float], where: Place
 ) -> tuple[float, float, float, float]:
-    with reading(path):
+    with reading(where):
         left, bottom, right, top = rasterio.warp.transform_bounds(source, target, *bounds)
     if not all(map(math.isfinite, (left, bottom, right, top))):
         raise RasterError(
-            f"{path}: its extent {bounds} in {source[:40]} cannot be expressed in {target[:40]}; "
+            f"{where}: its extent {bounds} in {source[:40]} cannot be expressed in {target[:40]}; "
             "correct the CRS in the spec"
         )
     return left, bottom, right, top

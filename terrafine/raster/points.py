@@ -11,16 +11,15 @@ import numpy.typing as npt
 import pandas
 import pyogrio
 import pyproj
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.errors import DataSourceError
 
 from terrafine.errors import RasterError
 from terrafine.legend import Legend, UInt8Array
 from terrafine.raster.files import crs_text, parse_crs
+from terrafine.raster.vector import PARQUET, read_vector
 from terrafine.spec import ReferenceSpec, resolve_in
 
 Float64Array = npt.NDArray[np.float64]
-
-_PARQUET = (".parquet", ".geoparquet")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Points:
 
 def is_vector(path: Path) -> bool:
     """Whether the file holds vector layers; False for rasters and for what does not exist."""
-    if path.suffix.lower() in _PARQUET:
+    if path.suffix.lower() in PARQUET:
         return True
     try:
         return len(pyogrio.list_layers(path)) > 0
@@ -63,7 +62,7 @@ def read_points(source: ReferenceSpec, legend: Legend, root: Path) -> Points:
     the crosswalk does not know.
     """
     path = resolve_in(root, source.file)
-    frame = _read(path)
+    frame = read_vector(path, what="points", key="reference.file")
     crs = _crs(frame, source, path)
     empty = frame.geometry.is_empty | frame.geometry.isna()
     if empty.any() or not (frame.geom_type == "Point").all():
@@ -79,31 +78,6 @@ def read_points(source: ReferenceSpec, legend: Legend, root: Path) -> Points:
         codes=source.resolve_crosswalk(legend).apply(_codes(frame, source, path), where=str(path)),
         crs=crs,
     )
-
-
-def _read(path: Path) -> geopandas.GeoDataFrame:
-    if not path.exists():
-        raise RasterError(
-            f"{path}: no such file; check reference.file and the data root "
-            "(the spec's folder, --data or TERRAFINE_DATA)"
-        )
-    try:
-        if path.suffix.lower() in _PARQUET:
-            frame = geopandas.read_parquet(path)
-        else:
-            frame = geopandas.read_file(path)
-    except (DataSourceError, DataLayerError, OSError, ValueError) as error:
-        raise RasterError(
-            f"{path}: cannot be read as a vector file ({' '.join(str(error).split())}); give "
-            "points as GeoPackage, GeoJSON, FlatGeobuf, Shapefile or GeoParquet"
-        ) from error
-    if not isinstance(frame, geopandas.GeoDataFrame):
-        raise RasterError(
-            f"{path}: the table has no geometry; write the points as GeoPackage or GeoJSON"
-        )
-    if frame.empty:
-        raise RasterError(f"{path}: holds no point; give a file with reference points")
-    return frame
 
 
 def _crs(frame: geopandas.GeoDataFrame, source: ReferenceSpec, path: Path) -> str:

@@ -28,10 +28,13 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 import terrafine
 from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
+from terrafine.export import Release
+from terrafine.mapping import Predictor, ShardRunner, in_sequence, local_predictor
 from terrafine.progress import announce
 from terrafine.raster import catalogue_digest
-from terrafine.spec import MapSpec, data_root, load_spec, parse_spec, resolve_in
+from terrafine.spec import MappingSpec, MapSpec, data_root, load_spec, parse_spec, resolve_in
 from terrafine.stages.fit import Trainer, fit
+from terrafine.telemetry import MappingMetrics
 
 T = TypeVar("T")
 
@@ -78,16 +81,23 @@ class Manifest(BaseModel):
         return read_json(path, TypeAdapter(cls))
 
 
+def one_process(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
+    """The map runner without an engine: ``map.workers`` count for nothing."""
+    return in_sequence
+
+
 @dataclass(frozen=True)
 class Job:
-    """A spec, where its data are, where results go, and which engine carries out a training and
-    (for the number of workers the spec wants) builds chips."""
+    """A spec, where its data are, where results go, and which engines carry out a training, build
+    chips (for the number of workers the spec wants), map and infer."""
 
     spec: MapSpec
     data: Path
     workdir: Path
     trainer: Trainer = fit
     chip_runner: Callable[[int], BuildRunner] = local_runner
+    map_runner: Callable[[MappingSpec, MappingMetrics], ShardRunner] = one_process
+    predictor: Callable[[MapSpec, Release, Path], Callable[[], Predictor]] = local_predictor
 
     @classmethod
     def open(cls, spec_file: Path, *, data: Path | None, workdir: Path | None) -> Job:

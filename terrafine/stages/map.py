@@ -4,69 +4,174 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from terrafine import __version__
 from terrafine.errors import MapStoreError, StageError
-from terrafine.mapping import MapStore, OnnxPredictor, is_map_store, map_all, open_map, plan_all
-from terrafine.raster import Region, open_mosaics, scene_names, unreadable_scenes
+from terrafine.export import Release, read_release
+from terrafine.mapping import (
+    Base,
+    MapOutcome,
+    MapStore,
+    OnnxPredictor,
+    Place,
+    Predictor,
+    ShardJob,
+    ShardKey,
+    ShardResult,
+    Verified,
+    is_map_store,
+    map_all,
+    open_map,
+    plan_all,
+    release_record,
+    verify_sample,
+)
+from terrafine.raster import Mosaic, Region, open_mosaics, scene_names, unreadable_scenes
 from terrafine.spec import MapSpec
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
+from terrafine.telemetry import MappingMetrics, serve
 
 STORE = "map.icechunk"
 
 # scene -> why it could not be read by this run
 _UNREADABLE = "unreadable.json"
 
+# windows that a worker asks model servers about at the same time
+_AT_ONCE = 4
+
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    spec = job.spec
-    graph = job.output(needed["export"], "graph")
-    sha256 = file_digest(graph)
-    if sha256 != needed["export"].metrics["graph"]:
-        raise StageError(
-            f"{graph}: changed since it was exported, so its gate no longer vouches for it; delete "
-            f"{graph.parent} and export again"
-        )
-    predictor = OnnxPredictor(graph, threads=spec.map.threads)
-    mosaics = open_mosaics(spec.imagery, job.data)
-    for mosaic in mosaics.values():
-        predictor.require(legend=spec.resolve_legend(), fill=mosaic.fill)
-    done = map_all(
-        job.workdir / STORE,
-        mosaics,
-        predictor,
-        spec=spec.map,
-        legend=spec.resolve_legend(),
-        scenes=scene_names(mosaics),
-        model_digest=predictor.info.model,
-        spec_digest=_pixels_digest(job, sha256),
-        region=map_region(job),
-    )
-    unreadable = unreadable_scenes(mosaics)
-    (folder / _UNREADABLE).write_text(json.dumps(unreadable, indent=1))
+    graph = str(needed["export"].metrics["graph"])
+    done = map_scenes(job, *_inputs(job, needed), graph_digest=graph)
+    (folder / _UNREADABLE).write_text(json.dumps(done.unreadable, indent=1))
+    outside = job.spec.map.storage
     return Outcome(
-        {"store": job.workdir / STORE, "unreadable": Path(_UNREADABLE)},
+        {**({} if outside else {"store": job.workdir / STORE}), "unreadable": Path(_UNREADABLE)},
         {
+            **({"store": outside} if outside else {}),
             "run": done.run,
             "snapshot": done.snapshot,
             "shards": done.shards,
             "resumed": done.resumed,
-            "unreadable_scenes": len(unreadable),
+            "pixels_mapped": done.mapped,
+            "pixels_without_data": done.explained,
+            "unreadable_scenes": len(done.unreadable),
         },
     )
+
+
+def map_scenes(
+    job: Job,
+    exact: OnnxPredictor,
+    mosaics: Mapping[str, Mosaic],
+    open_predictor: Callable[[], Predictor],
+    *,
+    graph_digest: str,
+    base: str | None = None,
+) -> MapOutcome:
+    """Map what :func:`open_inputs` has opened into the job's map store.
+
+    With the map release ``base`` only what has changed since is mapped: where there are scenes
+    that it did not have, or could not read.
+    """
+    spec, place = job.spec, map_place(job)
+    with _measured(spec.map.metrics_port) as metrics:
+        done = map_all(
+            place,
+            mosaics,
+            open_predictor,
+            spec=spec.map,
+            legend=spec.resolve_legend(),
+            scenes=scene_names(mosaics),
+            model_digest=exact.info.model,
+            spec_digest=_pixels_digest(job, graph_digest),
+            region=map_region(job),
+            run=job.map_runner(spec.map, metrics),
+            at_once=_AT_ONCE if spec.map.predictor == "triton" else 1,
+            base=None if base is None else _since(base, MapStore(place), mosaics),
+            observer=metrics,
+        )
+    return replace(done, unreadable={**unreadable_scenes(mosaics), **done.unreadable})
+
+
+def _since(base: str, store: MapStore, mosaics: Mapping[str, Mosaic]) -> Base:
+    """The scenes that a map release does not show."""
+    record = release_record(store, base)
+    new = set(scene_names(mosaics)) - (set(record.scenes) - set(store.unreadable(record.run)))
+    parts = {zone: mosaic.only(new) for zone, mosaic in mosaics.items()}
+    return Base(base, {zone: part for zone, part in parts.items() if part is not None})
+
+
+_Inputs = tuple[OnnxPredictor, dict[str, Mosaic], Callable[[], Predictor]]
+
+
+def _inputs(job: Job, needed: Mapping[str, Manifest]) -> _Inputs:
+    """As :func:`open_inputs`, of a run's own model."""
+    graph = job.output(needed["export"], "graph")
+    if file_digest(graph) != needed["export"].metrics["graph"]:
+        raise StageError(
+            f"{graph}: changed since it was exported, so its gate no longer vouches for it; delete "
+            f"{graph.parent} and export again"
+        )
+    release = read_release(job.output(needed["export"], "release"))
+    return open_inputs(job, release, graph, job.output(needed["prune"], "model"))
+
+
+def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> _Inputs:
+    """The graph that was gated, the scenes that it fits, and how a worker opens the model."""
+    mosaics = open_mosaics(job.spec.imagery, job.data)
+    exact = OnnxPredictor(graph, threads=1)
+    for mosaic in mosaics.values():
+        exact.require(legend=job.spec.resolve_legend(), fill=mosaic.fill)
+    return exact, mosaics, job.predictor(job.spec, release, bundle)
+
+
+def verify_map(
+    job: Job, done: Manifest, needed: Mapping[str, Manifest], *, shards: int, seed: int
+) -> Iterator[Verified]:
+    """Compute a random sample of the shards of a finished map again, and compare bytes."""
+    _, mosaics, open_predictor = _inputs(job, needed)
+    predictor, spec = open_predictor(), job.spec
+
+    def compute(key: ShardKey) -> ShardResult:
+        zone, window = key
+        return ShardJob(mosaics[zone], predictor, spec.map, spec.resolve_legend())(window)
+
+    store, run = MapStore(map_place(job)), str(done.metrics["run"])
+    return verify_sample(store, run, compute, shards=shards, seed=seed)
+
+
+@contextmanager
+def _measured(port: int | None) -> Iterator[MappingMetrics]:
+    """Metrics of a map, served meanwhile where the spec wants it."""
+    registry = CollectorRegistry()
+    with serve(port, registry, key="map.metrics_port") if port else nullcontext():
+        yield MappingMetrics(registry=registry)
 
 
 def check_store(job: Job) -> None:
     """MapStoreError when the work directory's map store was made for another grid, extent, shard
     or legend: better before the training than after it."""
-    path = job.workdir / STORE
+    path = map_place(job)
     if is_map_store(path):
         mosaics = open_mosaics(job.spec.imagery, job.data)
         plans = plan_all(mosaics, job.spec.map, map_region(job))
         MapStore.open_for(path, plans, job.spec.resolve_legend())
+
+
+def map_place(job: Job) -> Place:
+    """Where the spec's map store is."""
+    outside = job.spec.map.storage
+    if outside is None:
+        return job.workdir / STORE
+    return outside if "://" in outside else Path(outside).resolve()
 
 
 def map_region(job: Job) -> Region | None:
@@ -90,7 +195,7 @@ def _pixels_digest(job: Job, graph_sha256: str) -> str:
 def _result_exists(job: Job, manifest: Manifest) -> bool:
     """The store lies outside the stage's folder and may have been deleted."""
     try:
-        open_map(job.workdir / STORE).snapshot(str(manifest.metrics["run"]))
+        open_map(map_place(job)).snapshot(str(manifest.metrics["run"]))
     except MapStoreError:
         return False
     return True
@@ -98,7 +203,7 @@ def _result_exists(job: Job, manifest: Manifest) -> bool:
 
 MAP = Stage(
     name="map",
-    needs=("export",),
+    needs=("export", "prune"),
     sections=("imagery", "map"),
     files=_files,
     work=_work,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,20 +20,13 @@ from terrafine.geometry import Window
 from terrafine.legend import UInt8Array
 from terrafine.mapping import MapStore
 from terrafine.progress import progress
-from terrafine.publish import (
-    item,
-    mode_downsample,
-    overview_factors,
-    overview_pyramid,
-    overview_shape,
-    quicklook,
-)
+from terrafine.publish import item, mode_downsample, quicklook, write_overviews
 from terrafine.raster import Mosaic, open_mosaics, write_geotiff
 from terrafine.spec import MapSpec
 from terrafine.stages.assess import report, sample_map
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
 from terrafine.stages.label import chips_place, scene_files
-from terrafine.stages.map import STORE
+from terrafine.stages.map import STORE, map_place
 from terrafine.stages.report import MapLayers, write_report
 
 # Pixels of the longer side of a quick look's map.
@@ -54,22 +48,6 @@ class ZoneRelease:
     def read(self, window: Window, array: str = "landcover") -> UInt8Array:
         """Pixels of the run's map."""
         return self.store.read(self.mosaic.zone, window, array, ref=self.run)
-
-    def write_overviews(self) -> None:
-        """Mode overviews into the store, down to a few hundred pixels."""
-        extent = self.store.window(self.mosaic.zone)
-        factors = [f for f in overview_factors(extent.shape) if self.job.spec.map.shard % f == 0]
-        levels = {f: np.empty(overview_shape(extent.shape, f), np.uint8) for f in factors}
-
-        def read(window: Window) -> UInt8Array:
-            row, col = extent.row + window.row, extent.col + window.col
-            return self.read(Window(row, col, window.height, window.width))
-
-        for tile in overview_pyramid(read, extent.shape):
-            if tile.factor in levels:
-                level = levels[tile.factor]
-                level[tile.window.slices(Window(0, 0, *level.shape))] = tile.codes_HW
-        self.store.write_overviews(self.run, self.mosaic.zone, levels)
 
     def write_geotiffs(self) -> dict[int, int]:
         """Cloud-optimised GeoTIFFs of the imagery's extent; class code -> pixels."""
@@ -129,19 +107,18 @@ class ZoneRelease:
 
 
 def _publish(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    store, run = MapStore(job.output(needed["map"], "store")), str(needed["map"].metrics["run"])
+    store, run = MapStore(map_place(job)), str(needed["map"].metrics["run"])
     mosaics = open_mosaics(job.spec.imagery, job.data)
     name = f"{job.spec.name}-{run.removeprefix('run-')}"
     assessed = _assess_release(job, needed, store, run)
     (folder / "accuracy.json").write_text(assessed.model_dump_json(indent=1))
+    write_overviews(store, run, workers=os.cpu_count() or 1)
     places = []
-    with progress("publish", total=4 * len(mosaics), unit="step") as task:
+    with progress("publish", total=3 * len(mosaics), unit="step") as task:
         for zone, mosaic in mosaics.items():
             place = folder if len(mosaics) == 1 else folder / zone
             place.mkdir(exist_ok=True)
             release = ZoneRelease(job, store, run, name, mosaic, place)
-            release.write_overviews()
-            task.advance()
             pixels = release.write_geotiffs()
             release.write_quicklook()
             task.advance()
@@ -158,7 +135,7 @@ def _publish(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             "geotiff": places[0] / "landcover.tif",
             "quicklook": places[0] / "quicklook.png",
             "item": places[0] / "item.json",
-            "store": job.workdir / STORE,
+            **({} if job.spec.map.storage else {"store": job.workdir / STORE}),
         },
         {"release": name, "zones": len(mosaics)},
     )

@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 
-from terrafine.geometry import Window
 from terrafine.legend import SEVEN
-from terrafine.mapping import MapOutcome, ShardResult, map_all
+from terrafine.mapping import MapOutcome, ShardKey, ShardReceipt, map_all
 from tests.imagery import QuickPredictor, small_spec, two_scenes
 
 
@@ -23,12 +23,12 @@ def map_scene(store: Path, log: Path, *, die_after: int = 0, pause: float = 0.0)
     """Map with waves of three shards, writing down every shard that is computed."""
 
     def watched(
-        shards: Iterable[Window], compute: Callable[[Window], ShardResult]
-    ) -> Iterator[ShardResult]:
-        for done, shard in enumerate(shards, 1):
-            result = compute(shard)
+        shards: Iterable[ShardKey], write: Callable[[ShardKey], ShardReceipt]
+    ) -> Generator[ShardReceipt]:
+        for done, key in enumerate(shards, 1):
+            result = write(key)
             with log.open("a") as file:
-                file.write(f"{shard.row} {shard.col}\n")
+                file.write(f"{key[1].row} {key[1].col}\n")
             time.sleep(pause)
             yield result
             if done == die_after:
@@ -38,7 +38,7 @@ def map_scene(store: Path, log: Path, *, die_after: int = 0, pause: float = 0.0)
     return map_all(
         store,
         {imagery.zone: imagery},
-        QuickPredictor(spec.window),
+        partial(QuickPredictor, spec.window),
         spec=spec,
         legend=SEVEN,
         scenes=("upper", "lower"),

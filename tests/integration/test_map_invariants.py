@@ -131,14 +131,14 @@ def map_with(
 ) -> MapOutcome:
     spec = small_spec(halo=16, shard=shard, enhance=EnhanceSpec(block=32, threshold=90))
 
-    def runner(shards, compute):
-        return map(compute, list(shards)[::-1] if backwards else shards)
+    def runner(shards, write):
+        yield from map(write, shards[::-1] if backwards else shards)
 
     imagery = scene_with_a_hole()
     return map_all(
         path,
         {imagery.zone: imagery},
-        predictor,
+        lambda: predictor,
         spec=spec,
         legend=SEVEN,
         scenes=("upper", "lower"),

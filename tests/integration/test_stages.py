@@ -62,7 +62,10 @@ def test_an_option_changes_only_the_stages_that_read_it(project: Project) -> Non
 
 def test_settings_of_the_machine_change_no_digest(project: Project) -> None:
     before = ENGINE.digests(job_of(project), "publish")
-    project.change_spec(training={"loader_workers": 2}, map={"threads": 1, "wave": 3})
+    project.change_spec(
+        training={"loader_workers": 2},
+        map={"threads": 1, "wave": 3, "workers": 2, "storage": "s3://b/map"},
+    )
     assert ENGINE.digests(job_of(project), "publish") == before
 
 

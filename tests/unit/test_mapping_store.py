@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import icechunk
@@ -16,7 +17,7 @@ from pyproj import CRS
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import FBP, SEVEN
-from terrafine.mapping import MapStore, Plan, ShardResult, is_map_store, open_map
+from terrafine.mapping import MapRun, MapStore, Plan, ShardResult, is_map_store, open_map
 from tests.disks import small_disk
 from tests.imagery import GRID
 
@@ -43,10 +44,15 @@ def start(store: MapStore, model: str = DIGESTS["model"]):
     )
 
 
+def deliver(run: MapRun, result: ShardResult) -> bool:
+    """As a worker writes a shard and the driver takes its receipt."""
+    return run.accept(run.target.write(ZONE, result))
+
+
 def write_all(store: MapStore, code: int, model: str = DIGESTS["model"]) -> str:
     with start(store, model) as run:
-        for shard in run.todo(ZONE):
-            run.write_shard(ZONE, shard_of(shard, code))
+        for _, shard in run.todo():
+            deliver(run, shard_of(shard, code))
         run.commit()
     return run.name
 
@@ -72,8 +78,8 @@ def test_what_was_never_written_never_reads_as_a_class(store):
 
 def test_a_wave_is_invisible_until_it_is_committed_and_then_whole(store):
     with start(store) as run:
-        run.write_shard(ZONE, shard_of(SHARDS[0]))
-        run.write_shard(ZONE, shard_of(SHARDS[4], 2))
+        deliver(run, shard_of(SHARDS[0]))
+        deliver(run, shard_of(SHARDS[4], 2))
         assert (open_map(store.path).read(ZONE, EXTENT, ref=run.name) == 255).all()
         run.commit()
         written = open_map(store.path).read(ZONE, EXTENT, ref=run.name)
@@ -87,9 +93,9 @@ def test_a_run_that_is_given_up_leaves_only_what_it_committed(store):
 
     def interrupted():
         with start(store) as run:
-            run.write_shard(ZONE, shard_of(SHARDS[0]))
+            deliver(run, shard_of(SHARDS[0]))
             run.commit()
-            run.write_shard(ZONE, shard_of(SHARDS[1]))
+            deliver(run, shard_of(SHARDS[1]))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -98,12 +104,12 @@ def test_a_run_that_is_given_up_leaves_only_what_it_committed(store):
     assert store.done(run) == {(ZONE, SHARDS[0])}
     with start(store) as again:
         assert again.name == run
-        assert again.todo(ZONE) == sorted(SHARDS[1:])
+        assert [shard for _, shard in again.todo()] == sorted(SHARDS[1:])
 
 
 def test_a_zero_shard_is_written_and_not_left_as_unwritten(store):
     with start(store) as run:
-        run.write_shard(ZONE, shard_of(SHARDS[0], code=0, source=0))
+        deliver(run, shard_of(SHARDS[0], code=0, source=0))
         run.commit()
     assert (store.read(ZONE, SHARDS[0], ref=run.name) == 0).all()
 
@@ -112,7 +118,7 @@ def test_another_model_or_spec_is_another_run_that_starts_empty(store):
     first = write_all(store, 1)
     with start(store, model="n" * 64) as run:
         assert run.name != first
-        assert len(run.todo(ZONE)) == len(SHARDS)
+        assert len(run.todo()) == len(SHARDS)
     assert store.runs() == tuple(sorted([first, run.name]))
 
 
@@ -130,11 +136,11 @@ def test_another_model_or_spec_is_another_run_that_starts_empty(store):
 )
 def test_a_region_that_is_not_one_whole_shard_is_refused_before_anything_is_written(store, window):
     with start(store) as run:
-        run.write_shard(ZONE, shard_of(SHARDS[0]))
+        deliver(run, shard_of(SHARDS[0]))
         run.commit()
         before = files(store.path)
         with pytest.raises(MapStoreError, match="nothing was written"):
-            run.write_shard(ZONE, shard_of(window))
+            deliver(run, shard_of(window))
         assert files(store.path) == before
         run.commit()
     assert files(store.path) == before
@@ -150,19 +156,81 @@ def test_arrays_that_do_not_fill_the_shard_are_refused_before_anything_is_writte
         before = files(store.path)
         for wrong, name in ((wrong_shape, "landcover"), (wrong_type, "source")):
             with pytest.raises(MapStoreError, match=f"{name} of the shard at row -128, column 64"):
-                run.write_shard(ZONE, wrong)
+                deliver(run, wrong)
         assert files(store.path) == before
         assert run.pending == 0
 
 
 def test_a_shard_delivered_twice_is_written_once(store):
     with start(store) as run:
-        assert run.write_shard(ZONE, shard_of(SHARDS[0]))
-        assert not run.write_shard(ZONE, shard_of(SHARDS[0], 7)), "in the same wave"
+        assert deliver(run, shard_of(SHARDS[0]))
+        assert not deliver(run, shard_of(SHARDS[0])), "in the same wave"
         run.commit()
-        assert not run.write_shard(ZONE, shard_of(SHARDS[0], 7)), "after the commit"
+        assert not deliver(run, shard_of(SHARDS[0])), "after the commit"
         run.commit()
     assert (store.read(ZONE, SHARDS[0], ref=run.name) == 1).all()
+
+
+def test_a_shard_that_comes_out_otherwise_the_second_time_is_an_error(store):
+    other = shard_of(SHARDS[0], 7)
+    with start(store) as run:
+        deliver(run, shard_of(SHARDS[0]))
+        with pytest.raises(MapStoreError, match="row -128, column 64: computed twice with diff"):
+            deliver(run, other)
+        run.commit()
+        with pytest.raises(MapStoreError, match="computed twice with different results"):
+            deliver(run, other)
+        receipt = replace(run.target.write(ZONE, other), unreadable={"north": "no such file"})
+        assert not run.accept(receipt), "a scene that could not be read explains it"
+    assert (store.read(ZONE, SHARDS[0], ref=run.name) == 1).all()
+
+
+def test_a_pixel_with_data_and_without_a_class_is_not_accounted_for(store):
+    with start(store) as run:
+        silent = run.target.write(ZONE, shard_of(SHARDS[0], code=0, source=1))
+        with pytest.raises(MapStoreError, match="0 pixels with a class and 0 without"):
+            run.accept(silent)
+
+
+def test_planned_is_written_and_explained(store):
+    with start(store) as run:
+        for shard in SHARDS[1:]:
+            deliver(run, shard_of(shard))
+        run.commit()
+        with pytest.raises(MapStoreError, match="1 shards were not delivered, the first at row"):
+            run.account()
+        deliver(run, shard_of(SHARDS[0], code=0, source=0))
+        run.commit()
+        account = run.account()
+    assert (account.shards, account.mapped, account.explained) == (6, 5 * 64**2, 64**2)
+    told = MapStore(store.path).accounts(run.name)[ZONE, SHARDS[1]]
+    assert told.scenes == {1: 64**2}
+
+
+def test_shards_of_one_fork_are_merged_in_any_order_into_waves_that_others_came_between(store):
+    with start(store) as run:
+        early = [run.target.write(ZONE, shard_of(shard, 1 + i)) for i, shard in enumerate(SHARDS)]
+        for receipt in (early[4], early[0]):
+            run.accept(receipt)
+            run.commit()
+        for receipt in early:
+            run.accept(receipt)
+        run.commit()
+        run.account()
+    for i, shard in enumerate(SHARDS):
+        assert (store.read(ZONE, shard, ref=run.name) == 1 + i).all()
+
+
+def test_a_driver_whose_branch_was_committed_to_meanwhile_stops_and_loses_nothing(store):
+    """Where no lock can be had, as in a bucket."""
+    with start(store) as run:
+        other = MapRun(store, run.record, run.planned)
+        deliver(run, shard_of(SHARDS[0]))
+        deliver(other, shard_of(SHARDS[1]))
+        run.commit()
+        with pytest.raises(MapStoreError, match="another process has committed"):
+            other.commit()
+    assert store.done(run.name) == {(ZONE, SHARDS[0])}
 
 
 def test_a_second_writer_is_turned_away_while_the_first_one_writes(store):
@@ -185,7 +253,7 @@ def test_a_writer_that_died_does_not_lock_the_store(store):
 
 def test_an_incomplete_run_cannot_be_released(store):
     with start(store) as run:
-        run.write_shard(ZONE, shard_of(SHARDS[0]))
+        deliver(run, shard_of(SHARDS[0]))
         run.commit()
     with pytest.raises(MapStoreError, match="lacks 5 shards, the first at row -128, column 128"):
         store.release("v1", run.name)
@@ -286,9 +354,9 @@ def test_a_window_across_the_edge_is_filled_with_unwritten(store):
 
 def test_every_pixel_is_explained_by_scene_model_run_and_commit(store):
     with start(store) as run:
-        run.write_shard(ZONE, shard_of(SHARDS[0], 5, source=2))
+        deliver(run, shard_of(SHARDS[0], 5, source=2))
         run.commit()
-        run.write_shard(ZONE, shard_of(SHARDS[1], 6, source=0))
+        deliver(run, shard_of(SHARDS[1], 0, source=0))
         run.commit()
     told = store.explain(ZONE, SHARDS[0].row + 3, SHARDS[0].col + 9, ref=run.name)
     assert (told.landcover, told.confidence, told.scene) == (5, 55, "south")
@@ -301,25 +369,37 @@ def test_every_pixel_is_explained_by_scene_model_run_and_commit(store):
     assert (unwritten.landcover, unwritten.snapshot) == (255, None)
 
 
-def test_overviews_lie_where_the_map_lies_and_storing_them_again_makes_no_new_state(store):
-    run = write_all(store, 2)
-    half = np.full((64, 96), 2, np.uint8)
-    store.write_overviews(run, ZONE, {2: half, 4: half[:32, :48]})
-    tip = store.snapshot(run)
-    store.write_overviews(run, ZONE, {2: half, 4: half[:32, :48]})
-    assert store.snapshot(run) == tip
-    store.release("v1", run)
+def test_overviews_lie_where_the_map_lies_and_a_run_knows_what_they_do_not_show(store):
+    with start(store) as run:
+        for shard in SHARDS[:5]:
+            deliver(run, shard_of(shard, 2))
+        run.commit()
+    assert store.without_overviews(run.name, ZONE, [2, 4]) == set(SHARDS[:5])
+    with store.overviews_of(run.name, ZONE, [2, 4]) as levels:
+        for level in levels.values():
+            level[:] = 2
+    assert store.without_overviews(run.name, ZONE, [2, 4]) == set()
+    assert store.without_overviews(run.name, ZONE, [2, 4, 8]) == set(SHARDS[:5])
+    with start(store) as run:
+        deliver(run, shard_of(SHARDS[5], 2))
+        run.commit()
+    assert store.without_overviews(run.name, ZONE, [2, 4]) == {SHARDS[5]}
+    tip = store.snapshot(run.name)
+    with store.overviews_of(run.name, ZONE, [2, 4]):
+        pass
+    assert store.snapshot(run.name) == tip, "nothing was written"
+    store.release("v1", run.name)
     assert store.overviews(ZONE) == (2, 4)
     codes, grid, window = store.overview(ZONE, 4)
     assert (codes == 2).all()
     assert grid.bounds(window) == GRID.bounds(EXTENT)
-    assert store.missing(run) == set()
     with pytest.raises(MapStoreError, match="no overview by 8"):
         store.overview(ZONE, 8)
-    with pytest.raises(MapStoreError, match=r"has shape \(64, 96\), not \(3, 3\)"):
-        store.write_overviews(run, ZONE, {2: np.zeros((3, 3), np.uint8)})
-    with pytest.raises(MapStoreError, match="no overview by 3"):
-        store.write_overviews(run, ZONE, {3: np.zeros((3, 3), np.uint8)})
+    with (
+        pytest.raises(MapStoreError, match="no overview by 3"),
+        store.overviews_of(run.name, ZONE, [3]),
+    ):
+        pass
 
 
 # what does not fit, what is not there
@@ -414,12 +494,12 @@ def test_on_a_full_disk_the_committed_shards_stay_readable_and_the_run_goes_on(f
 
     def go_on() -> None:
         with start(store) as run:
-            for shard in run.todo(ZONE):
-                run.write_shard(ZONE, noisy(shard))
+            for _, shard in run.todo():
+                deliver(run, noisy(shard))
                 run.commit()
 
     with start(store) as run:
-        run.write_shard(ZONE, noisy(SHARDS[0]))
+        deliver(run, noisy(SHARDS[0]))
         run.commit()
     before = store.read(ZONE, EXTENT, ref=run.name)
     ballast = fill(full_disk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from terrafine.geometry import Window
 from terrafine.legend import UInt8Array
-from terrafine.publish.overviews import (
+from terrafine.mapping import MapStore
+from terrafine.publish import (
     mode_downsample,
     overview_factors,
-    overview_pyramid,
     overview_shape,
+    write_overviews,
 )
+from tests.map_stores import Watched, random_map, release_maps, write_run
 
 # few codes, so that ties and pixels without a class are common
 codes = arrays(
@@ -71,41 +74,68 @@ def test_factors_stop_at_the_first_overview_that_fits_a_screen() -> None:
     assert overview_factors((10, 5000)) == [2, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("shape", [(70, 33), (64, 64), (9, 130), (17, 17)])
-def test_pyramid_by_tiles_equals_repeated_halving_and_reads_each_pixel_once(
-    shape: tuple[int, int],
+ZONE = "epsg32650"
+
+
+def stored(store: MapStore, ref: str) -> dict[int, UInt8Array]:
+    return {factor: store.overview(ZONE, factor, ref)[0] for factor in store.overviews(ZONE, ref)}
+
+
+def halved(codes_HW: UInt8Array) -> dict[int, UInt8Array]:
+    expected = {}
+    for factor in overview_factors(codes_HW.shape):
+        codes_HW = expected[factor] = mode_downsample(codes_HW)
+    return expected
+
+
+def assert_equal(found: dict[int, UInt8Array], expected: dict[int, UInt8Array]) -> None:
+    assert found.keys() == expected.keys()
+    for factor, codes_HW in found.items():
+        np.testing.assert_array_equal(codes_HW, expected[factor], err_msg=str(factor))
+
+
+@pytest.mark.parametrize(
+    ("window", "shard", "by_shard"),
+    [
+        (Window(-768, 1280, 1024, 2048), 256, 2),
+        (Window(-1024, 5120, 2048, 3072), 1024, 2),
+        (Window(-1024, 5120, 2048, 3072), 1024, 64),
+    ],
+)
+def test_overviews_made_shard_by_shard_are_those_of_the_whole_map(
+    tmp_path: Path, window: Window, shard: int, by_shard: int
 ) -> None:
-    base = np.random.default_rng(3).choice(np.array([0, 1, 2, 5, 255], np.uint8), shape)
-    reads = np.zeros(shape, int)
-
-    def read(window: Window) -> UInt8Array:
-        place = window.slices(Window(0, 0, *shape))
-        assert base[place].shape == window.shape, "read beyond the array"
-        assert max(window.shape) <= 16, "more than a tile in memory"
-        reads[place] += 1
-        return base[place]
-
-    written: dict[int, UInt8Array] = {}
-    for tile in overview_pyramid(read, shape, tile=16, smallest=8):
-        whole = overview_shape(shape, tile.factor)
-        target = written.setdefault(tile.factor, np.full(whole, 99, np.uint8))
-        place = tile.window.slices(Window(0, 0, *whole))
-        assert tile.window.row % 16 == tile.window.col % 16 == 0
-        assert (target[place] == 99).all(), "a tile was handed out twice"
-        target[place] = tile.codes_HW
-
-    assert sorted(written) == overview_factors(shape, smallest=8)
-    assert (reads == 1).all()
-    below = base
-    for factor in sorted(written):
-        below = mode_downsample(below)
-        np.testing.assert_array_equal(written[factor], below)
+    """Squares of whole chunks, off the global grid's, with a shard that was never mapped; small
+    shards that share a chunk and large ones that fill several."""
+    codes_HW = random_map(0, window.shape)
+    codes_HW[-1024:, 1024:2048] = 255
+    store = release_maps(tmp_path / "map", "v1", {ZONE: (window, codes_HW)}, shard=shard)
+    (run,) = store.runs()
+    write_overviews(store, run, workers=3, by_shard=by_shard)
+    assert_equal(stored(store, run), halved(codes_HW))
+    tip = store.snapshot(run)
+    write_overviews(store, run, workers=3, by_shard=by_shard)
+    assert store.snapshot(run) == tip, "made again"
 
 
-def test_small_arrays_have_no_overview() -> None:
-    assert list(overview_pyramid(lambda window: pytest.fail("read"), (200, 256))) == []
+def test_only_what_was_mapped_since_is_read_again(tmp_path: Path) -> None:
+    window = Window(0, 0, 512, 1024)
+    codes_HW = random_map(1, window.shape)
+    codes_HW[256:, 512:] = 255
+    store = release_maps(tmp_path / "map", "v1", {ZONE: (window, codes_HW)}, shard=256)
+    (run,) = store.runs()
+    write_overviews(store, run)
+    codes_HW[256:, 512:] = random_map(2, (256, 512))
+    write_run(store.path, "v1", {ZONE: (window, codes_HW)}, shard=256)
+    reader = Watched(store.path)
+    write_overviews(reader, run)
+    assert set(reader.seen) == {Window(256, 512, 256, 256), Window(256, 768, 256, 256)}
+    assert_equal(stored(store, run), halved(codes_HW))
 
 
-def test_an_odd_tile_is_refused() -> None:
-    with pytest.raises(ValueError, match="even"):
-        list(overview_pyramid(lambda window: np.zeros(window.shape, np.uint8), (900, 900), tile=5))
+def test_small_arrays_have_no_overview(tmp_path: Path) -> None:
+    store = release_maps(
+        tmp_path / "map", "v1", {ZONE: (Window(0, 0, 256, 256), random_map(1, (256, 256)))}
+    )
+    write_overviews(store, store.runs()[0])
+    assert store.overviews(ZONE) == ()

@@ -105,6 +105,8 @@ def test_a_missing_key_is_named() -> None:
         ({"chips": {"size": 100}}, r"chips\.size: 100 is not a power of two"),
         ({"chips": {"size": 64}, "training": {"crop": 65}}, r"crop 65 is larger .* 64"),
         ({"map": {"core": 2048, "shard": 1024}}, r"core 2048 is larger than shard 1024"),
+        ({"map": {"predictor": "triton"}}, "the server is given for predictor triton"),
+        ({"map": {"server": "grpc://a:1"}}, "predictor onnx with server grpc://a:1"),
         ({"map": {"halo": 3}}, r"core \+ 2 halo = 1030 must be a multiple of 16"),
         ({"gate": {"min_users_accuracy": {"watr": 0.5}}}, r"'watr' \(did you mean 'water'\?\)"),
         ({"training": {"class_weights": {"road": 3}}}, r"class_weights: .* no class 'road'"),
@@ -206,3 +208,15 @@ def test_a_link_out_of_the_data_root_is_not_followed(tmp_path: Path) -> None:
     assert resolve_in(root, "inside.tif") == root / "inside.tif"
     with pytest.raises(SpecError, match=r"'link\.tif' leads out of the data root"):
         resolve_in(root, "link.tif")
+
+
+def test_the_engine_that_infers_is_part_of_the_maps_identity_and_the_machine_is_not() -> None:
+    spec = MapSpec.model_validate(LEAST)
+
+    def digest(**settings: object) -> str:
+        changed = spec.map.model_copy(update=settings)
+        return spec.model_copy(update={"map": changed}).digest("map")
+
+    machine = {"workers": 8, "server": "grpc://a:1", "storage": "s3://b", "metrics_port": 9000}
+    assert digest(**machine) == digest()
+    assert digest(predictor="openvino") != digest()

@@ -1,0 +1,1 @@
+"""Mapping on a Ray cluster, with any engine that can infer."""

@@ -1,0 +1,176 @@
+"""``terrafine map``: the mapping of a spec's scenes, and what it would take."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from terrafine.cli import map_state, map_store
+from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
+from terrafine.cli.stages import run_stage
+from terrafine.mapping import Estimate, Plan, Resources, estimate, plan_all
+from terrafine.models import describe_spec
+from terrafine.progress import EVENTS_VARIABLE
+from terrafine.publish.geography import pixel_area_km2
+from terrafine.raster import Mosaic, Region, open_mosaics
+from terrafine.spec import MapSpec
+from terrafine.stages import Job
+from terrafine.stages.map import map_region
+
+# What is assumed of a machine that nobody has measured, in floating point operations per second:
+# a third of an H100's limit for this network (docs/catalogue.md), and a core with onnxruntime.
+_GPU_FLOPS = 150e12
+_CORE_FLOPS = 0.14e12
+_READ_MB = 250.0
+
+
+class _RunByDefault(TyperGroup):
+    """``terrafine map SPEC`` is ``terrafine map run SPEC``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names}
+        return super().parse_args(ctx, ["run", *args] if args and args[0] not in known else args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Map the scenes (`terrafine map SPEC`), or say what that would take.",
+)
+
+map_store.register(app)
+map_state.register(app)
+
+
+@app.command()
+def run(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
+    json_progress: Annotated[
+        bool, typer.Option("--json-progress", help="print each step as a line of JSON")
+    ] = False,
+) -> None:
+    """Map every scene into the map store; goes on where a killed run stopped.
+
+    `terrafine map SPEC` says the same.
+    """
+    if json_progress:
+        os.environ[EVENTS_VARIABLE] = "/dev/stderr"
+    run_stage(Job.open(spec, data=data, workdir=workdir), "map", as_json)
+
+
+@app.command()
+def plan(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="cores that read and write; default: this machine's")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="that infer; 0: the workers do")] = 0,
+    mpixel_per_second: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="inferred by a GPU (or worker); default: from the network"),
+    ] = None,
+    read_mb_per_second: Annotated[
+        float, typer.Option(min=1e-9, help="uint16 pixels that a worker reads and decompresses")
+    ] = _READ_MB,
+    price_worker: Annotated[float, typer.Option(min=0, help="of a worker for an hour")] = 0.0,
+    price_gpu: Annotated[float, typer.Option(min=0, help="of a GPU for an hour")] = 0.0,
+    png: Annotated[
+        Path | None, typer.Option(help="draw the shards over the scenes into this file")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shards, pixels, bytes, windows, hours and cost of a map, without reading a scene.
+
+    Example: `terrafine map plan SPEC --workers 64 --gpus 8 --price-worker 0.05 --price-gpu 2.5
+    --png plan.png`
+    """
+    job = Job.open(spec, data=data, workdir=None)
+    region = map_region(job)
+    mosaics = open_mosaics(job.spec.imagery, job.data)
+    plans = plan_all(mosaics, job.spec.map, region)
+    flops = _flops_per_pixel(job.spec)
+    resources = Resources(
+        workers=workers or os.cpu_count() or 1,
+        gpus=gpus,
+        mpixel_per_second=mpixel_per_second or (_GPU_FLOPS if gpus else _CORE_FLOPS) / flops / 1e6,
+        read_mb_per_second=read_mb_per_second,
+        price_worker_hour=price_worker,
+        price_gpu_hour=price_gpu,
+    )
+    found = estimate(
+        plans,
+        mosaics,
+        job.spec.map,
+        resources,
+        legend=job.spec.resolve_legend(),
+        pixel_km2={p.zone: pixel_area_km2(p.grid, p.extent) for p in plans},
+    )
+    if as_json:
+        shown = {"name": job.spec.name, "flops_per_pixel": flops, **found.model_dump()}
+        typer.echo(json.dumps(shown, indent=1))
+    else:
+        _show(job.spec, found, flops, measured=mpixel_per_second is not None)
+    if png is not None:
+        _draw(png, job.spec, plans, mosaics, region)
+        if not as_json:
+            typer.echo(f"picture {png}")
+
+
+def _flops_per_pixel(spec: MapSpec) -> float:
+    classes = len(spec.resolve_legend().classes)
+    network = describe_spec(spec.model, bands=len(spec.imagery.bands), classes=classes)
+    return 2 * float(network["macs_per_pixel"])
+
+
+def _draw(
+    path: Path, spec: MapSpec, plans: list[Plan], mosaics: dict[str, Mosaic], region: Region | None
+) -> None:
+    from terrafine.mapping.plan_picture import draw_plan  # loads matplotlib
+
+    shards = sum(len(plan.touched) for plan in plans)
+    title = f"{spec.name}: {shards} shards of {spec.map.shard} pixels"
+    draw_plan(path, plans, mosaics, title=title, region=region)
+
+
+def _show(spec: MapSpec, found: Estimate, flops: float, *, measured: bool) -> None:
+    columns = ("zone", "scenes", "shards", "km²", "Mpixel", "GB", "windows", "GB in windows")
+    table = Table(title=f"{spec.name}: what the map takes", title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for zone in (*found.zones, found.total):
+        table.add_row(
+            zone.zone,
+            *(f"{n:,}" for n in (zone.scenes, zone.shards)),
+            *(f"{v:,.0f}" for v in (zone.area_km2, zone.pixels / 1e6)),
+            f"{zone.bytes / 1e9:,.1f}",
+            f"{zone.windows:,}",
+            f"{zone.window_bytes / 1e9:,.1f}",
+            style="bold" if zone is found.total else None,
+        )
+    Console().print(table)
+    r = found.resources
+    who = f"{r.gpus} GPUs" if r.gpus else f"{r.workers} workers"
+    rate = "as given" if measured else f"assumed, at {flops / 1e6:.3g} MFLOP per pixel; measure it"
+    lines = [
+        f"{found.hours:,.2f} hours, bound by {found.bound_by}",
+        f"  inference {found.inference_hours:,.2f} h: {who}, {r.mpixel_per_second:,.3g} Mpixel/s "
+        f"each ({rate}), windows of {spec.map.window} pixels",
+        f"  reading   {found.reading_hours:,.2f} h: {r.workers} workers, "
+        f"{r.read_mb_per_second:,.0f} MB/s each",
+        "  " + ("side by side" if r.gpus else "one after the other, on the same cores")
+        + "; writing, start and retries not counted; windows without a valid pixel are, though "
+        "they are not inferred",
+        f"cost {found.cost:,.2f}: workers {found.worker_cost:,.2f}, GPUs {found.gpu_cost:,.2f}",
+    ]  # fmt: skip
+    typer.echo("\n".join(lines))

@@ -1,0 +1,300 @@
+"""Maps made on a real Ray: the same bytes, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.mapper.runner import RayShardRunner
+from serving.ray_cluster import connected
+from serving.triton.client import TritonPredictor
+from serving.triton.server import TritonServer
+from terrafine.errors import MapStoreError
+from terrafine.export import Release
+from terrafine.legend import SEVEN
+from terrafine.mapping import (
+    MapOutcome,
+    MapStore,
+    OnnxPredictor,
+    Prediction,
+    ShardReceipt,
+    ShardRunner,
+    in_sequence,
+    map_all,
+    open_map,
+)
+from tests.disks import small_disk
+from tests.imagery import QuickPredictor, small_spec, two_scenes
+from tests.processes import command, family
+from tests.triton import serve_release
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+ARRAYS = ("landcover", "confidence", "source")
+
+
+@dataclass
+class SlowPredictor(QuickPredictor):
+    """Slow enough to be killed at work; leaves the id of its process in ``log``."""
+
+    log: Path | None = None
+    pause: float = 0.0
+
+    def predict(self, windows_NCHW: np.ndarray) -> Prediction:
+        assert self.log is not None
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(self.pause)
+        return super().predict(windows_NCHW)
+
+
+def mapped(
+    folder: Path, run: ShardRunner, *, name: str = "map", pause: float = 0.0, **spec: object
+) -> MapOutcome:
+    cut = small_spec(**spec)
+    imagery = two_scenes()
+    return map_all(
+        folder / name,
+        {imagery.zone: imagery},
+        partial(SlowPredictor, cut.window, log=folder / "processes", pause=pause),
+        spec=cut,
+        legend=SEVEN,
+        scenes=("upper", "lower"),
+        model_digest="m",
+        spec_digest="s",
+        run=run,
+    )
+
+
+def arrays(path: Path, ref: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays over the scenes' window, which all shard sizes share."""
+    reader, imagery = open_map(path), two_scenes()
+    (zone,) = reader.zones()
+    _, source = imagery.read(imagery.window)
+    ref = ref or reader.runs()[0]
+    return {
+        name: np.where(source > 0, reader.read(zone, imagery.window, name, ref=ref), 0)
+        for name in ARRAYS
+    }
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    for name in ARRAYS:
+        assert np.array_equal(one[name], other[name]), name
+
+
+def processes(folder: Path) -> set[int]:
+    """Those that have inferred."""
+    log = folder / "processes"
+    return {int(line) for line in log.read_text().split()} if log.exists() else set()
+
+
+def wait_for(true, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    mapped(folder, in_sequence)
+    return arrays(folder / "map")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connected(cpus=3):
+        yield
+
+
+@pytest.mark.parametrize(("workers", "shard"), [(3, 64), (2, 128)])
+def test_the_map_does_not_depend_on_workers_and_shards(
+    cluster: None, tmp_path: Path, undisturbed, workers: int, shard: int
+) -> None:
+    outcome = mapped(tmp_path, RayShardRunner(workers), pause=0.01, shard=shard)
+    assert len(processes(tmp_path)) == workers
+    assert os.getpid() not in processes(tmp_path)
+    assert_same(arrays(tmp_path / "map"), undisturbed)
+    assert outcome.mapped + outcome.explained == outcome.shards * shard**2
+
+
+@dataclass
+class Fleet:
+    """Who is told of the workers, for the test to see."""
+
+    most: int = 0
+    lost: int = 0
+
+    def in_flight(self, shards: int) -> None:
+        self.most = max(self.most, shards)
+
+    def lost_worker(self) -> None:
+        self.lost += 1
+
+
+def test_a_killed_worker_is_replaced_told_of_and_costs_no_pixel(
+    cluster: None, tmp_path: Path, undisturbed, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Fleet()
+
+    def kill_one() -> None:
+        wait_for(lambda: len(processes(tmp_path)) == 2)
+        os.kill(min(processes(tmp_path)), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    outcome = mapped(tmp_path, RayShardRunner(2, observer=fleet), pause=0.05)
+    killer.join()
+    assert outcome.computed == outcome.shards
+    assert len(processes(tmp_path)) == 3
+    assert_same(arrays(tmp_path / "map"), undisturbed)
+    assert fleet.lost == 1
+    assert 2 <= fleet.most <= 4, "two shards in flight per worker"
+    assert "died and was started again" in caplog.text
+
+
+def test_an_error_in_a_worker_keeps_its_sentence_and_what_was_finished(
+    cluster: None, tmp_path: Path, undisturbed
+) -> None:
+    disk = small_disk(tmp_path / "disk", kilobytes=150)
+    folder = next(disk)
+    try:
+        with pytest.raises(MapStoreError, match=r"No space left.*run again") as raised:
+            mapped(folder, RayShardRunner(2), name="map")
+        assert "\n" not in str(raised.value)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(folder)], check=True)
+        outcome = mapped(folder, RayShardRunner(2), name="map")
+        assert 0 < outcome.resumed < outcome.shards
+        assert_same(arrays(folder / "map"), undisturbed)
+    finally:
+        disk.close()
+
+
+def test_through_a_model_server_that_is_killed_the_map_is_the_local_one(
+    cluster: None, tmp_path: Path, triton_server: TritonServer, releases: tuple[Release, Release]
+) -> None:
+    release, _ = releases
+    serve_release(triton_server, release)
+    cut, imagery = small_spec(halo=16), two_scenes()
+
+    def map_with(name: str, predictor, run: ShardRunner, at_once: int) -> dict[str, np.ndarray]:
+        map_all(
+            tmp_path / name,
+            {imagery.zone: imagery},
+            predictor,
+            spec=cut,
+            legend=SEVEN,
+            scenes=("upper", "lower"),
+            model_digest=release.info.model,
+            spec_digest="s",
+            run=run,
+            at_once=at_once,
+        )
+        return arrays(tmp_path / name)
+
+    def kill_once(shards, write) -> Iterator[ShardReceipt]:
+        for number, receipt in enumerate(RayShardRunner(2)(shards, write)):
+            if number == 2:
+                triton_server.restart(kill=True)
+            yield receipt
+
+    local = map_with(
+        "local", partial(OnnxPredictor, release.graph("fp32"), threads=1), in_sequence, 1
+    )
+    served = partial(
+        TritonPredictor, triton_server.grpc_url, release=release.digest, deadline=100.0
+    )
+    assert_same(map_with("served", served, kill_once, 3), local)
+    assert len(np.unique(local["landcover"])) > 2, "a map with something in it"
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Map in a process of its own, on a Ray of its own."""
+    folder.mkdir(exist_ok=True)
+    settings = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.test_ray_mapping", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def head(driver: int) -> int:
+    """The process that holds a private Ray together."""
+    return next(pid for pid in family(driver) if "gcs_server" in command(pid))
+
+
+def clean_up(driver: subprocess.Popen[bytes], others: set[int]) -> None:
+    driver.kill()
+    driver.wait()
+    for pid in others:
+        if command(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_killed_in_the_middle_the_map_resumes_to_the_same_bytes(
+    tmp_path: Path, undisturbed, victim: str
+) -> None:
+    driver = start(tmp_path)
+    wait_for(lambda: (tmp_path / "map").exists() and open_map(tmp_path / "map").runs(), 120)
+    run = open_map(tmp_path / "map").runs()[0]
+    wait_for(lambda: MapStore(tmp_path / "map").done(run), 120)
+    others = family(driver.pid)
+    os.kill(driver.pid if victim == "driver" else head(driver.pid), signal.SIGKILL)
+    driver.wait(timeout=120)
+    clean_up(driver, others)
+    assert driver.returncode != 0
+
+    before = arrays(tmp_path / "map", run)
+    written = before["landcover"] != 255
+    for name in ARRAYS:
+        assert np.array_equal(before[name][written], undisturbed[name][written]), "only whole"
+    outcome = mapped(tmp_path, in_sequence)
+    assert outcome.resumed > 0
+    assert_same(arrays(tmp_path / "map"), undisturbed)
+
+
+def test_with_something_killed_every_few_seconds_the_map_still_comes_to_the_same_bytes(
+    tmp_path: Path, undisturbed
+) -> None:
+    moments = random.Random(5)
+    killed: list[str] = []
+    for _ in range(8):
+        driver = start(tmp_path)
+        others: set[int] = set()
+        while driver.poll() is None and len(killed) < 4:
+            time.sleep(moments.uniform(2.0, 5.0))
+            others |= family(driver.pid)
+            workers = [pid for pid in family(driver.pid) if "Mapper" in command(pid)]
+            victim = moments.choice([*workers, *workers, driver.pid]) if workers else driver.pid
+            if workers:
+                killed.append("driver" if victim == driver.pid else "worker")
+                os.kill(victim, signal.SIGKILL)
+        code = driver.wait(timeout=120)
+        clean_up(driver, others)
+        if code == 0:
+            break
+    assert killed, "it was disturbed"
+    assert code == 0
+    assert_same(arrays(tmp_path / "map"), undisturbed)
+
+
+if __name__ == "__main__":
+    mapped(Path(sys.argv[1]), RayShardRunner(2), pause=0.15)

@@ -1,0 +1,316 @@
+"""New scenes: only the shards that they can change are mapped again, as in a map from nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from typer.testing import CliRunner
+
+from terrafine.cli.main import app
+from terrafine.errors import MapStoreError
+from terrafine.export import Release, read_release
+from terrafine.geometry import Window
+from terrafine.legend import SEVEN
+from terrafine.mapping import (
+    Base,
+    MapOutcome,
+    MapReader,
+    MapStore,
+    ShardReceipt,
+    map_all,
+    open_map,
+)
+from terrafine.mapping.run import WriteShard
+from terrafine.mapping.write import ShardKey
+from terrafine.publish import write_overviews
+from terrafine.stages import Job
+from terrafine.stages.map import map_place, map_scenes, open_inputs
+from tests.imagery import ArrayImagery, QuickPredictor, small_spec, smooth
+from tests.scenes import TRANSFORM, Project, write_raster
+
+ZONE = "epsg32650"
+SPEC = small_spec()
+OLD = Window(-310, 75, 330, 400)
+# 36 pixels from a shard that sees it only by a CLAHE block (32) and the halo (8) beyond
+NEW = Window(-150, 292, 40, 20)
+
+
+def scene(window: Window, seed: int) -> tuple[Window, np.ndarray]:
+    return window, smooth(np.random.default_rng(seed), window.height, window.width)
+
+
+BEFORE = ArrayImagery([scene(OLD, 0)])
+ADDED = ArrayImagery([scene(NEW, 1)])
+# on top, so that the number of the old one changes
+AFTER = ArrayImagery([*ADDED.images, *BEFORE.images])
+
+
+def map_into(
+    path: Path,
+    imagery: ArrayImagery,
+    scenes: Sequence[str],
+    *,
+    base: Base | None = None,
+    asked: list[ShardKey] | None = None,
+    **more: object,
+) -> MapOutcome:
+    def watched(shards: Sequence[ShardKey], write: WriteShard) -> Iterator[ShardReceipt]:
+        for key in shards:
+            if asked is not None:
+                asked.append(key)
+            yield write(key)
+
+    options: dict[str, object] = {"spec": SPEC, "model_digest": "m", "legend": SEVEN, **more}
+    return map_all(
+        path,
+        {ZONE: imagery},
+        lambda: QuickPredictor(SPEC.window),
+        scenes=scenes,
+        spec_digest="+".join(scenes),
+        run=watched,
+        base=base,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def from_nothing(tmp_path_factory: pytest.TempPathFactory) -> MapStore:
+    path = tmp_path_factory.mktemp("nothing") / "map"
+    done = map_into(path, AFTER, ["new", "old"])
+    store = MapStore(path)
+    store.release("all", done.run)
+    return store
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "map"
+    done = map_into(path, BEFORE, ["old"])
+    store = MapStore(path)
+    write_overviews(store, done.run)
+    store.release("v1", done.run)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, released: Path) -> MapStore:
+    return MapStore(Path(shutil.copytree(released, tmp_path / "map")))
+
+
+def update(store: MapStore, name: str = "v2", **more: object) -> MapOutcome:
+    base = Base("v1", {ZONE: ADDED})
+    done = map_into(store.path, AFTER, ["new", "old"], base=base, **more)
+    write_overviews(store, done.run)
+    store.release(name, done.run)
+    return done
+
+
+def differing(store: MapStore, other: MapStore, ref: str) -> set[Window]:
+    """Shards of the current releases that are not the same."""
+    return {
+        shard
+        for shard in store.written(ZONE)
+        if (store.read(ZONE, shard, ref=ref) != other.read(ZONE, shard)).any()
+    }
+
+
+def chunks(store: MapStore) -> int:
+    return sum(1 for p in (store.path / "chunks").rglob("*") if p.is_file())
+
+
+def test_the_update_is_the_map_of_all_scenes_and_maps_what_they_change_only(store, from_nothing):
+    asked: list[ShardKey] = []
+    changed = differing(store, from_nothing, "v1")
+    before = chunks(store)
+    done = update(store, asked=asked)
+    assert {window for _, window in asked} >= changed
+    assert len(asked) == done.shards == done.computed < len(store.written(ZONE)) / 2
+    assert any(NEW.intersection(window) is None for window in changed), (
+        "windows and CLAHE blocks carry a new scene into shards that it does not touch"
+    )
+    for array in ("landcover", "confidence"):
+        np.testing.assert_array_equal(
+            store.read(ZONE, store.window(ZONE), array),
+            from_nothing.read(ZONE, store.window(ZONE), array),
+        )
+    np.testing.assert_array_equal(
+        store.overview(ZONE, 2)[0],
+        _overview(from_nothing),
+    )
+    # three arrays, and at most the chunks of the overviews and of what describes the run
+    assert chunks(store) - before <= 3 * len(asked) + 2 * len(store.overviews(ZONE))
+
+
+def _overview(store: MapStore) -> np.ndarray:
+    run = store.runs()[0]
+    write_overviews(store, run)
+    return store.overview(ZONE, 2, run)[0]
+
+
+def test_the_release_that_it_started_from_stays_as_it_was(store):
+    before = store.read(ZONE, store.window(ZONE), ref="v1")
+    update(store)
+    again = open_map(store.path)
+    np.testing.assert_array_equal(again.read(ZONE, store.window(ZONE), ref="v1"), before)
+    assert [r.name for r in again.releases()] == ["v1", "v2"]
+    assert again.provenance("v2").base == "v1"
+    assert again.provenance("v1").base is None
+
+
+def test_shards_that_are_not_mapped_again_are_shared_and_not_copied(store):
+    done = update(store)
+    since = store._repository.diff(
+        from_snapshot_id=store.snapshot("v1"), to_snapshot_id=store.snapshot("v2")
+    )
+    assert len(since.updated_chunks[f"/{ZONE}/landcover"]) == done.shards
+    assert store.done(done.run) == {
+        (ZONE, store.layout.zones[ZONE].shard_at(*place))
+        for place in since.updated_chunks[f"/{ZONE}/landcover"]
+    }
+
+
+def test_every_pixel_still_names_its_scene_and_the_run_that_mapped_it(store, from_nothing):
+    """The new scene is the first of the list now, the old one's pixels were counted before it."""
+    first = store.provenance("v1").run
+    done = update(store)
+    assert store.provenance("v2").scenes == ("old", "new")
+    inside = store.explain(ZONE, NEW.row + 20, NEW.col + 10)
+    assert (inside.scene, inside.record.run) == ("new", done.run)
+    far = store.explain(ZONE, OLD.row + 5, OLD.col + 5)
+    assert (far.scene, far.record.run) == ("old", first)
+    names = np.array(["", "old", "new"])
+    others = np.array(["", "new", "old"])
+    extent = store.window(ZONE)
+    found = store.read(ZONE, extent, "source")
+    expected = from_nothing.read(ZONE, extent, "source")
+    mapped = expected != 65535
+    np.testing.assert_array_equal(mapped, found != 65535)
+    np.testing.assert_array_equal(names[found[mapped]], others[expected[mapped]])
+
+
+def test_an_update_that_was_killed_goes_on_and_cannot_be_released_before(store):
+    def dying(shards: Sequence[ShardKey], write: WriteShard) -> Iterator[ShardReceipt]:
+        for number, key in enumerate(shards):
+            if number == SPEC.wave:
+                raise KeyboardInterrupt
+            yield write(key)
+
+    with pytest.raises(KeyboardInterrupt):
+        map_all(
+            store.path,
+            {ZONE: AFTER},
+            lambda: QuickPredictor(SPEC.window),
+            spec=SPEC,
+            legend=SEVEN,
+            scenes=["new", "old"],
+            model_digest="m",
+            spec_digest="new+old",
+            run=dying,
+            base=Base("v1", {ZONE: ADDED}),
+        )
+    (run,) = set(store.runs()) - {store.provenance("v1").run}
+    with pytest.raises(MapStoreError, match="lacks"):
+        store.release("v2", run)
+    done = update(store)
+    assert done.run == run
+    assert done.resumed == SPEC.wave
+
+
+def test_an_update_of_an_update_counts_on(store):
+    update(store)
+    more = scene(Window(-300, 80, 30, 30), 2)
+    newest = ArrayImagery([more, *AFTER.images])
+    base = Base("v2", {ZONE: ArrayImagery([more])})
+    done = map_into(store.path, newest, ["third", "new", "old"], base=base)
+    store.release("v3", done.run)
+    assert store.provenance("v3").scenes == ("old", "new", "third")
+    assert store.explain(ZONE, -290, 90).scene == "third"
+    assert store.explain(ZONE, NEW.row + 20, NEW.col + 10).scene == "new"
+
+
+def test_an_update_that_would_leave_a_seam_or_does_not_fit_is_refused(store):
+    before = store.runs()
+    base = Base("v1", {ZONE: ADDED})
+    blunt = small_spec(enhance={"block": 32, "threshold": 141})
+    outside = ArrayImagery([*BEFORE.images, scene(Window(300, 75, 64, 64), 3)])
+    for reason, imagery, start, more in (
+        ("model m, not n", AFTER, base, {"model_digest": "n"}),
+        ("map.enhance", AFTER, base, {"spec": blunt}),
+        ("beyond the map", outside, base, {}),
+        ("there is nothing to map again", AFTER, Base("v1", {}), {}),
+        ("no release 'v0' to start from; releases: v1", AFTER, Base("v0", {ZONE: ADDED}), {}),
+    ):
+        with pytest.raises(MapStoreError, match=reason):
+            map_into(store.path, imagery, ["new", "old"], base=start, **more)
+    assert store.runs() == before
+
+
+# the command: a project on disk, a real model, whose release lies in the work directory
+
+
+@pytest.fixture
+def mapped(project: Project, tmp_path: Path, releases: tuple[Release, Release]) -> Job:
+    """A released map of one scene, and a spec that has another one on top."""
+    project.change_spec(map={"core": 32, "halo": 16, "shard": 64, "enhance": {"block": 32}})
+    workdir = tmp_path / "run"
+    job = Job.open(project.spec, data=None, workdir=workdir)
+    model = read_release(
+        Path(shutil.copytree(releases[0].folder, workdir / "export" / "0123" / "release"))
+    )
+    opened = open_inputs(job, model, model.graph("fp32"), model.folder)
+    done = map_scenes(job, *opened, graph_digest=model.info.graphs["fp32"].sha256)
+    MapStore(map_place(job)).release("v1", done.run)
+    patch = project.image_CHW[:, 150:180, 150:180][:, ::-1]
+    write_raster(
+        project.root / "patch.tif",
+        patch,
+        nodata=0,
+        transform=TRANSFORM @ Affine.translation(150, 150),
+    )
+    old = {"name": "scene", "files": ["scene.tif"]}
+    new = {"name": "patch", "files": ["patch.tif"]}
+    project.change_spec(imagery={"scenes": [new, old]})
+    return Job.open(project.spec, data=None, workdir=workdir)
+
+
+def command(job: Job, project: Project, *words: str) -> Any:
+    options = [str(project.spec), "--workdir", str(job.workdir), *words]
+    return CliRunner().invoke(app, ["map", "update", *options])
+
+
+def test_the_command_maps_a_new_scene_and_releases_what_comes_of_it(mapped, project):
+    done = command(mapped, project, "--base", "v1", "--name", "v2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    store = open_map(map_place(mapped))
+    assert 0 < found["shards"] < len(store.written(ZONE))
+    assert [r.name for r in store.releases() if r.current] == ["v2"]
+    scene = Window(*project_pixel(store, 150, 150), 30, 30)
+    assert set(np.unique(store.read(ZONE, scene, "source", "v2"))) == {2}
+    assert set(np.unique(store.read(ZONE, scene, "source", "v1"))) == {1}
+    again = command(mapped, project, "--base", "v1", "--json")
+    assert json.loads(again.stdout)["run"] == found["run"]
+    assert json.loads(again.stdout)["computed"] == 0
+
+
+def test_without_new_scenes_or_without_their_model_nothing_is_mapped(mapped, project, releases):
+    refused = command(mapped, project, "--base", "v9")
+    assert "no release 'v9' to start from; releases: v1" in str(refused.exception)
+    refused = command(mapped, project, "--base", "v1", "--model", str(releases[1].folder))
+    assert "an update would leave seams" in str(refused.exception)
+    shutil.rmtree(mapped.workdir / "export")
+    refused = command(mapped, project, "--base", "v1")
+    assert "name its folder (--model)" in str(refused.exception)
+    assert len(open_map(map_place(mapped)).runs()) == 1
+
+
+def project_pixel(store: MapReader, row: int, col: int) -> tuple[int, int]:
+    """Global number of a pixel of the project's scene."""
+    return store.grid(ZONE).pixel_of(*(TRANSFORM @ (col + 0.5, row + 0.5)))
