@@ -75,6 +75,8 @@ def front_png(comparison: Comparison) -> bytes:
         alpha=0.5,
     )
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:.3g}")
     axes.set_xlabel("seconds per megapixel (onnxruntime, this machine)")
     axes.set_ylabel("overall accuracy, %")
     axes.margins(x=0.2)
