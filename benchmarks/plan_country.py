@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -121,10 +120,16 @@ def measure(area_km2: float, png: Path | None) -> dict[str, Any]:
         if png is not None:
             command += ["--png", png]
         started = time.monotonic()
-        done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        said = process.stdout.read()
+        # of this child alone: RUSAGE_CHILDREN remembers the largest that ever was
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    plan = json.loads(done.stdout)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    plan = json.loads(said)
     return {
         "machine": {"cpus": os.cpu_count(), "processor": platform.processor()},
         "seconds": round(seconds, 1),
