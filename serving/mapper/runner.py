@@ -39,9 +39,9 @@ class Mapper:
     def __init__(self, write: WriteShard) -> None:
         self._write = write
 
-    def process(self) -> int:
-        """The id of this process."""
-        return os.getpid()
+    def process(self) -> tuple[int, bool]:
+        """The id of this process, and whether it takes the place of one that died."""
+        return os.getpid(), ray.get_runtime_context().was_current_actor_reconstructed
 
     def map(self, key: ShardKey) -> tuple[int, ShardReceipt]:
         """The id of this process, and the receipt of a shard once it is written."""
@@ -105,7 +105,10 @@ class RayShardRunner:
         while by_task:
             (task,), _ = ray.wait([*births, *by_task], num_returns=1)
             if task in births:
-                processes[births.pop(task)] = _result(task, "start")
+                number = births.pop(task)
+                processes[number], replaces = _result(task, "start")
+                if replaces:  # it died before it had answered
+                    self._tell_lost(number)
                 continue
             number, key = by_task.pop(task)
             process, receipt = _result(task, _place(key))
