@@ -37,7 +37,7 @@ demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 	$(BIN)/terrafine demo --into demo
 
 test: $(INSTALLED) browser triton  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/pytest -m 'not slow'
 
 test-slow: $(INSTALLED) browser triton  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
 	$(BIN)/pytest -m slow
