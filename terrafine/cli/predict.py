@@ -61,7 +61,8 @@ def predict(
     """Map one GeoTIFF: its land cover in the legend's colours, on the image's own grid.
 
     The whole map comes from one release. Examples: `terrafine predict IMAGE.tif --url
-    grpc://localhost:8001`, `terrafine predict IMAGE.tif --graph runs/zion/export/model.onnx`
+    grpc://localhost:8001`, `terrafine predict IMAGE.tif --graph
+    runs/zion/export/latest/release/model.fp32.onnx`
     """
     started = time.monotonic()
     target = out or image.with_suffix(".landcover.tif")

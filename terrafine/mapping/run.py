@@ -102,8 +102,7 @@ def map_all(
     ``spec_digest`` must cover everything but the model that pixels depend on: the sections
     ``imagery``, ``map`` and ``legend`` and the data files; ``region`` leaves out the shards
     outside it; with a ``base`` only what its new scenes change is mapped. The same digests resume
-    the same run;
-    shards that it has committed are not computed again.
+    the same run; shards that it has committed are not computed again.
     Raises MapStoreError (store of another layout, runner that left shards out), ModelError
     (predictor for another window), OSError from the disk. What was committed stays.
     """

@@ -202,10 +202,3 @@ def placement(dataset: Any, crs: str, *, where: str) -> tuple[PixelGrid, Window]
         )
     grid = PixelGrid.from_transform(crs, transform, where=where)
     return grid, grid.window(transform, (dataset.height, dataset.width), where=where)
-
-
-def file_window(window: Window, within: Window) -> rasterio.windows.Window:
-    """``window`` as rasterio's, for a file that covers ``within``."""
-    return rasterio.windows.Window(
-        window.col - within.col, window.row - within.row, window.width, window.height
-    )
