@@ -185,7 +185,9 @@ def read_layout(root: zarr.Group, *, where: str) -> Layout:
         )
     try:
         legend = Legend.model_validate(root.attrs["legend"])
-        zones = {name: _zone_of(name, group.attrs.asdict()) for name, group in root.groups()}
+        # zarr names groups in no fixed order
+        groups = sorted(root.groups())
+        zones = {name: _zone_of(name, group.attrs.asdict()) for name, group in groups}
     except (KeyError, TypeError, ValidationError) as error:
         raise MapStoreError(
             f"{where}: the store's description is damaged ({error!r}); map into a new folder"

@@ -20,6 +20,7 @@ from terrafine.legend import FBP, SEVEN
 from terrafine.mapping import MapRun, MapStore, Plan, ShardResult, is_map_store, open_map
 from tests.disks import small_disk
 from tests.imagery import GRID
+from tests.map_stores import ZONES, write_run
 
 ZONE = "epsg32650"
 EXTENT = Window(-128, 64, 128, 192)
@@ -341,6 +342,13 @@ def test_the_layout_comes_back_as_it_was_planned(store):
     assert again.grid(ZONE) == GRID
     assert again.window(ZONE) == EXTENT
     assert again.legend == SEVEN
+
+
+def test_zones_come_in_one_order_however_often_the_store_is_opened(tmp_path):
+    maps = {zone: (Window(0, 0, 64, 64), np.ones((64, 64), np.uint8)) for zone in ZONES}
+    write_run(tmp_path / "map", "a", maps)
+    orders = {open_map(tmp_path / "map").zones() for _ in range(20)}
+    assert orders == {tuple(sorted(ZONES))}
 
 
 def test_a_window_across_the_edge_is_filled_with_unwritten(store):
