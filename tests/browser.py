@@ -45,16 +45,23 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab. Commands and answers are JSON texts that end in a zero byte."""
+    """One tab. Commands and answers are JSON texts that end in a zero byte.
+
+    ``events``: what the tab told unasked since the last :meth:`open`, for example every request.
+    """
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers, self._pending = commands, answers, b""
         self._last, self._session = 0, ""
+        self.events: list[dict[str, Any]] = []
         target = self._send("Target.createTarget", url="about:blank")["targetId"]
         attached = self._send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
+        for domain in ("Log", "Network", "Page", "Runtime"):
+            self._send(f"{domain}.enable")
 
-    def open(self, file: Path, width: int = 1500, height: int = 1200) -> None:
+    def open(self, file: Path | str, width: int = 1500, height: int = 1200) -> None:
+        """Open a file or a URL and wait until the page says that it is ready."""
         self._send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -62,12 +69,13 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self._send("Page.navigate", url=file.resolve().as_uri())
-        self.run(
-            "new Promise((done) => { const look = () => document.body && "
-            "(document.body.dataset.ready || document.body.dataset.error) "
-            "? done() : setTimeout(look, 20); look(); })"
-        )
+        # by way of an empty page, or another #part of the same address would not load it anew
+        for url in ("about:blank", file if isinstance(file, str) else file.resolve().as_uri()):
+            self.events.clear()
+            self._send("Page.navigate", url=url)
+            while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+                self._keep(self._receive())
+        self.wait("document.body?.dataset.ready || document.body?.dataset.error", seconds=60)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""
@@ -76,6 +84,37 @@ class Page:
         )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    @property
+    def requests(self) -> list[str]:
+        """Addresses that the page has asked for."""
+        asked = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [params["request"]["url"] for params in asked]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors and warnings in the console."""
+        self.settle()
+        told = [e["params"] for e in self.events if e["method"] == "Log.entryAdded"]
+        found = [f"{p['entry']['text']} {p['entry'].get('url', '')}" for p in told]
+        for event in self.events:
+            params = event["params"]
+            if event["method"] == "Runtime.exceptionThrown":
+                found.append(str(params["exceptionDetails"]))
+            if event["method"] == "Runtime.consoleAPICalled" and params["type"] in {
+                "error",
+                "warning",
+            }:
+                found.append(str(params["args"]))
+        return found
+
+    def wait(self, condition: str, seconds: float = 20) -> None:
+        """Until a JavaScript expression holds; AssertionError after so long."""
+        assert self.run(
+            f"new Promise((done) => {{ const end = performance.now() + {seconds * 1000};"
+            f"const look = () => ({condition}) ? done(true) : performance.now() > end"
+            " ? done(false) : setTimeout(look, 30); look(); })"
+        ), f"{condition} did not come true within {seconds} s"
 
     def settle(self) -> None:
         """Wait until what was asked for is drawn."""
@@ -109,6 +148,11 @@ class Page:
                 assert "error" not in answer, (method, answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result
+            self._keep(answer)
+
+    def _keep(self, answer: dict[str, Any]) -> None:
+        if "method" in answer:
+            self.events.append(answer)
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
