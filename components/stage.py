@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.engines import on_engines
+from serving.rayjob.stages import launch_stage
 from terrafine.stages import ENGINE, Job, Manifest
 
 
@@ -14,10 +15,14 @@ def run_stage(
 ) -> Manifest:
     """Run stage ``name`` of the spec given as YAML text.
 
-    ``upstream``: files holding the manifests of earlier stages; ``manifest``: file to write.
+    ``upstream``: files holding the manifests of earlier stages; ``manifest``: file to write. On a
+    cluster with templates for them, training, pruning and mapping are done by a RayJob first, and
+    are found done here.
     """
     job = on_engines(Job.from_text(spec, data=data, workdir=workdir))
-    done = ENGINE.run(job, name, [Manifest.read(Path(path)) for path in upstream])
+    before = [Manifest.read(Path(path)) for path in upstream]
+    launch_stage(job, name, before)
+    done = ENGINE.run(job, name, before)
     Path(manifest).write_text(done.model_dump_json(indent=2), encoding="utf-8")
     return done
 

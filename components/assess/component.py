@@ -1,6 +1,6 @@
 """The assess stage as a KFP component."""
 
-from kfp.dsl import Artifact, ClassificationMetrics, Input, Metrics, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Input, Markdown, Metrics, Output
 
 from components.base import component
 
@@ -15,6 +15,8 @@ def assess(
     manifest: Output[Artifact],
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
+    product_confusion: Output[ClassificationMetrics],
+    summary: Output[Markdown],
 ) -> None:
     """Estimate the model's accuracy, and the label product's, on the same samples.
 
@@ -26,15 +28,19 @@ def assess(
         pruned: Manifest of the prune stage.
         manifest: What the stage made, from what, and its figures.
         metrics: The stage's figures.
-        confusion: Confusion matrix, rows mapped, columns reference.
+        confusion: Confusion matrix of the model, rows mapped, columns reference.
+        product_confusion: The same of the label product.
+        summary: Accuracy of both, class by class, with intervals.
     """
     import json
+    import shutil
 
     from components.stage import numbers, output, run_stage
 
     done = run_stage("assess", spec, data, workdir, [chips.path, pruned.path], manifest.path)
     for name, value in numbers(done).items():
         metrics.log_metric(name, value)
-    report = json.loads(output(done, workdir, "map_report").read_text())
-    names = [row["name"] for row in report["classes"]]
-    confusion.log_confusion_matrix(names, report["matrix"])
+    shutil.copyfile(output(done, workdir, "accuracy"), summary.path)
+    for name, page in (("map_report", confusion), ("product_report", product_confusion)):
+        report = json.loads(output(done, workdir, name).read_text())
+        page.log_confusion_matrix([row["name"] for row in report["classes"]], report["matrix"])

@@ -1,0 +1,1 @@
+"""The adopt stage as a KFP component."""

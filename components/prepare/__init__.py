@@ -1,0 +1,1 @@
+"""The prepare step as a KFP component."""
