@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 APT := $(shell if ! command -v apt-get >/dev/null; then :; elif [ "$$(id -u)" = 0 ]; then echo apt-get; \
 	elif command -v sudo >/dev/null; then echo sudo apt-get; fi)
 
-.PHONY: help env demo test test-slow lint format lock golden browser triton clean
+.PHONY: help env demo test test-slow lint format lock golden browser triton image containers clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,10 +36,10 @@ opencv-libraries:
 demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 	$(BIN)/terrafine demo --into demo
 
-test: $(INSTALLED) browser triton  ## the tests, without the slow ones
+test: $(INSTALLED) browser triton prometheus  ## the tests, without the slow ones
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(INSTALLED) browser triton  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
+test-slow: $(INSTALLED) browser triton prometheus  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
 	$(BIN)/pytest -m slow
 
 # the report is tested in a real browser; without one those tests skip and say so
@@ -47,6 +47,13 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ [ -n "$(APT)" ] && $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "no browser could be installed: the browser tests will skip"
+
+# alerts and metrics are tested with the real programs; without them those tests skip and say so
+.PHONY: prometheus
+prometheus:
+	@command -v promtool >/dev/null || \
+		{ [ -n "$(APT)" ] && $(APT) update -qq && $(APT) install -y -qq --no-install-recommends prometheus >/dev/null; } || \
+		echo "no prometheus could be installed: the tests with it will skip"
 
 # a real Triton: its wheel clashes with numpy 2, so it has a folder of its own; without it the tests
 # that need it skip and say so
@@ -58,6 +65,27 @@ triton: .triton/.installed  ## the Triton server that tests and `terrafine serve
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .triton $(TRITON) && touch $@ || \
 		{ rm -rf .triton; echo "$(TRITON) could not be installed: the tests with a real Triton will skip"; }
 
+# the image is built and run in a Docker daemon that the tests start; without one they skip and say so
+containers:
+	@command -v dockerd >/dev/null && command -v debootstrap >/dev/null || \
+		{ [ -n "$(APT)" ] && $(APT) update -qq && \
+		$(APT) install -y -qq --no-install-recommends docker.io debootstrap >/dev/null; } || \
+		echo "no Docker daemon could be installed: the tests of the image will skip"
+
+VARIANT := cpu
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' terrafine/__init__.py)
+IMAGE := terrafine:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
+# host: the package index is reached as this machine reaches it
+IMAGE_BUILD = --network host --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(foreach name,PIP_EXTRA_INDEX_URL PIP_FIND_LINKS,$(if $($(name)),--build-arg $(name)=$($(name))))
+image:  ## the container image, with docker or buildah (VARIANT=cuda: with CUDA; docs/image.md)
+	@if docker info >/dev/null 2>&1; then docker build $(IMAGE_BUILD) . && \
+		docker image inspect --format '$(IMAGE): {{.Size}} bytes' $(IMAGE); \
+	elif command -v buildah >/dev/null; then buildah build $(IMAGE_BUILD) . && \
+		buildah images --format '{{.Name}}:{{.Tag}}: {{.Size}}' $(IMAGE); \
+	else echo "neither a Docker daemon nor buildah is here: install one of them"; exit 1; fi
+
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,8 +96,8 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(INSTALLED)  ## compile the pipeline anew after a change that is meant
-	$(BIN)/python -m pipelines.compile tests/contract/land_cover_map.yaml
+golden: $(INSTALLED)  ## compile the pipelines anew after a change that is meant
+	$(BIN)/terrafine pipeline compile --manifests --into tests/contract
 
 lock: $(INSTALLED)  ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/pip-compile --quiet --extra dev --allow-unsafe --strip-extras --no-emit-index-url \
