@@ -91,7 +91,7 @@ def zion(into: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]
         shutil.copyfile(file, root / file.name)
     example = ROOT / "examples" / "zion.yaml"
     truth = yaml.safe_load(example.read_text())["labels"]
-    reference = load_spec(example).assess.reference
+    reference = load_spec(example).assessment.reference
     coarse_product(reference, root, root / "coarse.tif", seed=options.landscape_seed)
     labels = {"labels": {"file": "coarse.tif", "crosswalk": "FROM-GLC10"}}
     source = yaml.safe_load(example.read_text())

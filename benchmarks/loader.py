@@ -132,7 +132,7 @@ def _build(
         place,
         spec=spec,
         mosaics=open_mosaics(spec.imagery, project),
-        labels=open_class_raster(spec.labels, spec.resolve_legend(), project),
+        labels=open_class_raster(spec.label_product, spec.resolve_legend(), project),
         runner=local_runner(options.workers),
     )
     seconds = time.perf_counter() - started
