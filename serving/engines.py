@@ -7,27 +7,28 @@ from dataclasses import replace
 
 from serving.mapper.predictors import predictor_for
 from serving.trainer.choose import trainer_for
+from serving.triton.deploy import deploy_release
 from terrafine.chips import BuildRunner, local_runner
-from terrafine.mapping import ShardRunner, in_sequence
+from terrafine.mapping import MapWatch, ShardRunner, in_sequence
 from terrafine.spec import MappingSpec
 from terrafine.stages import Job
-from terrafine.telemetry import MappingMetrics
 
 RAY_ADDRESS = "RAY_ADDRESS"
 
 
 def on_engines(job: Job) -> Job:
-    """The same job with the trainer, chip builders, mappers and predictor its spec asks for."""
+    """The same job with every engine that its spec asks for."""
     return replace(
         job,
         trainer=trainer_for(job.spec.training),
         chip_runner=runner_for,
         map_runner=mapper_for,
         predictor=predictor_for,
+        deployer=deploy_release,
     )
 
 
-def mapper_for(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
+def mapper_for(spec: MappingSpec, watch: MapWatch) -> ShardRunner:
     """This process for one worker, Ray actors for more."""
     if spec.workers == 1:
         return in_sequence
@@ -38,7 +39,7 @@ def mapper_for(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
         spec.workers,
         cpus=max(1, spec.threads),
         gpus=gpu_share(spec),
-        observer=metrics,
+        observer=watch,
     )
 
 

@@ -41,6 +41,10 @@ class TrainingError(TerrafineError):
     """Training cannot start or go on."""
 
 
+class LossError(TrainingError):
+    """The loss is no number."""
+
+
 class PruningError(TerrafineError):
     """A network cannot be pruned as asked."""
 
@@ -63,6 +67,10 @@ class MapStoreError(TerrafineError):
 
 class StageError(TerrafineError):
     """A stage lacks what an earlier stage should have left."""
+
+
+class PipelineError(TerrafineError):
+    """Kubeflow Pipelines cannot be reached, or refuses a run."""
 
 
 def explain(error: TerrafineError | OSError) -> str:

@@ -39,22 +39,35 @@ Send = Callable[[Event], None]
 
 log = logging.getLogger(__name__)
 _FORWARD: ContextVar[Send | None] = ContextVar("forward", default=None)
+_NOTE: ContextVar[Send | None] = ContextVar("note", default=None)
 
 
 class Task(ABC):
     """One piece of long work that is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self._event: Event = {"name": name, "total": total, "unit": unit}
         self._done = 0
+        self._figures: Mapping[str, object] = {}
+        self._note = _NOTE.get()
+        self._tell(0, "")
 
     def advance(self, steps: int = 1, **shown: float | str) -> None:
         """Report ``steps`` more done; ``shown`` appears beside the bar."""
         self.show(self._done + steps, describe(shown))
 
-    def show(self, done: int, shown: str) -> None:
-        """Report ``done`` steps in all, which may be fewer than before where work was lost."""
-        self._done = done
+    def show(self, done: int, shown: str, figures: Mapping[str, object] | None = None) -> None:
+        """Report ``done`` steps in all, which may be fewer than before where work was lost.
+
+        ``figures``: what ``shown`` says, for machines.
+        """
+        self._done, self._figures = done, figures or {}
         self._draw(done, shown)
+        self._tell(done, shown)
+
+    def _tell(self, done: int, shown: str) -> None:
+        if self._note is not None:
+            self._note({**self._event, "done": done, "shown": shown, "figures": self._figures})
 
     @abstractmethod
     def _draw(self, done: int, shown: str) -> None: ...
@@ -75,16 +88,26 @@ def bars(console: Console) -> Progress:
 
 
 @contextmanager
-def progress(name: str, *, total: int, unit: str) -> Iterator[Task]:
-    """Report ``total`` steps of ``unit`` under the heading ``name``."""
+def progress(name: str, *, total: int, unit: str, drawn: bool = True) -> Iterator[Task]:
+    """Report ``total`` steps of ``unit`` under the heading ``name``.
+
+    ``drawn``: False where the caller draws them itself, and they are only to be noted.
+    """
     send = _sender()
-    if send is not None:
+    if not drawn:
+        yield _UndrawnTask(name, total, unit)
+    elif send is not None:
         yield _EventTask(send, name, total, unit)
-    elif sys.stderr.isatty():
-        with bars(Console(stderr=True)) as drawn:
-            yield _BarTask(drawn, name, total, unit)
+    elif on_terminal():
+        with bars(Console(stderr=True)) as screen:
+            yield _BarTask(screen, name, total, unit)
     else:
         yield _LogTask(name, total, unit)
+
+
+def on_terminal() -> bool:
+    """Whether a person watches this process itself."""
+    return _sender() is None and sys.stderr.isatty()
 
 
 def announce(**event: object) -> None:
@@ -113,6 +136,16 @@ def forwarded(send: Send) -> Iterator[None]:
         yield
     finally:
         _FORWARD.reset(token)
+
+
+@contextmanager
+def noted(note: Send) -> Iterator[None]:
+    """Hand each state of each task that this thread begins to ``note`` too, drawn or not."""
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
 
 
 @contextmanager
@@ -168,19 +201,25 @@ def figures(metrics: Mapping[str, object]) -> str:
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in digests.items())
 
 
+class _UndrawnTask(Task):
+    def _draw(self, done: int, shown: str) -> None:
+        pass
+
+
 class _EventTask(Task):
     def __init__(self, send: Send, name: str, total: int, unit: str) -> None:
-        super().__init__()
-        self._send, self._event = send, {"name": name, "total": total, "unit": unit}
+        super().__init__(name, total, unit)
+        self._send = send
         self._draw(0, "")
 
     def _draw(self, done: int, shown: str) -> None:
-        self._send({**self._event, "done": done, "shown": shown})
+        figures = {"figures": dict(self._figures)} if self._figures else {}
+        self._send({**self._event, "done": done, "shown": shown, **figures})
 
 
 class _BarTask(Task):
     def __init__(self, drawn: Progress, name: str, total: int, unit: str) -> None:
-        super().__init__()
+        super().__init__(name, total, unit)
         self._drawn = drawn
         self._id = drawn.add_task(name, total=total, unit=unit, shown="")
 
@@ -190,7 +229,7 @@ class _BarTask(Task):
 
 class _LogTask(Task):
     def __init__(self, name: str, total: int, unit: str) -> None:
-        super().__init__()
+        super().__init__(name, total, unit)
         self._name, self._total, self._unit = name, total, unit
         self._last = time.monotonic()
 

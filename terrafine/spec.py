@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from datetime import date
 from functools import reduce
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -29,10 +30,13 @@ from pydantic import (
 
 from terrafine.errors import SpecError
 from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
-from terrafine.recipes import DEFAULT, with_recipe
+from terrafine.recipes import DEFAULT, overlaid, with_recipe
 from terrafine.spec_errors import did_you_mean, explain_validation
 
 DATA_VARIABLE = "TERRAFINE_DATA"
+AS_IN_SPEC: Final = "as in the spec"
+"""What a field of a pipeline's form says that changes nothing: an empty one reads as missing."""
+NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 
 # How a machine goes about it, not what comes out.
 MACHINE_SETTINGS: Mapping[str, set[str]] = {
@@ -47,7 +51,7 @@ MACHINE_SETTINGS: Mapping[str, set[str]] = {
         "storage",
     },
     "chips": {"workers", "storage"},
-    "map": {"threads", "wave", "workers", "server", "storage", "metrics_port"},
+    "map": {"threads", "wave", "workers", "server", "deadline", "storage", "metrics_port"},
 }
 
 
@@ -67,6 +71,12 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _release_name(name: str) -> str:
+    if name == "main" or name.startswith("run-"):
+        raise ValueError(f"{name!r} means something else in a map store; choose another name")
+    return name
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError(f"{value} is not a power of two")
@@ -80,6 +90,9 @@ def _place(place: str) -> str:
 DataPath = Annotated[str, AfterValidator(_relative)]
 DataPlace = Annotated[str, AfterValidator(_place)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+ReleaseName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"), AfterValidator(_release_name)
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 PrunedShare = Annotated[float, Field(ge=0, lt=1)]
 PowerOfTwo = Annotated[int, Field(ge=16), AfterValidator(_power_of_two)]
@@ -547,15 +560,21 @@ class MappingSpec(Section):
     workers: Annotated[int, Field(ge=1)] = Field(
         1, description="that read, infer and write shards; more than 1 are Ray actors"
     )
-    predictor: Literal["onnx", "openvino", "triton", "torch"] = Field(
+    predictor: Literal["onnx", "openvino", "openvino_bf16", "triton", "torch"] = Field(
         "onnx",
         description="onnx: onnxruntime in each worker, openvino: the same graph on Intel's engine, "
+        "openvino_bf16: there in bfloat16, where the CPU has it, "
         "triton: the model servers at `server`, torch: the network itself, on a GPU where one is",
     )
     server: str | None = Field(
         None,
         description="of predictor triton: grpc://host:port[,host:port...]; only the release that "
         "was exported may answer",
+    )
+    deadline: Annotated[float, Field(ge=1)] = Field(
+        600.0,
+        description="seconds for which a window is sent again to servers that do not answer, "
+        "before the map stops; it resumes",
     )
     storage: str | None = Field(
         None,
@@ -596,6 +615,11 @@ class ServeSpec(Section):
         None,
         description="model repository that the servers read: folder or URL (s3://bucket/folder); "
         "default: --repository",
+    )
+    server: str | None = Field(
+        None,
+        description="model servers that a pipeline makes its release champion on: "
+        "grpc://host:port[,host:port...]; default: none",
     )
     variant: Literal["fp32", "fp16", "int8"] = Field("fp32", description="of the release's graphs")
     max_batch: Annotated[int, Field(ge=1, le=256)] = Field(8, description="windows run at once")
@@ -647,6 +671,9 @@ class PublishSpec(Section):
     """What people get to see."""
 
     title: str | None = Field(None, description="of the report; default: the spec's name")
+    release: ReleaseName | None = Field(
+        None, description="name of the map release; default: the spec's name and the run's number"
+    )
     zooms: Annotated[int, Field(ge=0, le=12)] = Field(4, description="places shown enlarged")
     zoom_size: Annotated[int, Field(ge=16)] = Field(96, description="pixels a side of a zoom")
     notes: tuple[str, ...] = Field((), description="what the reader must know about the data")
@@ -664,13 +691,25 @@ class MapSpec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     legend: str | Legend = Field("seven", description=f"one of {', '.join(LEGENDS)}, or your own")
     imagery: ImagerySpec
-    labels: LabelSource
+    champion: DataPlace | None = Field(
+        None,
+        description="map with this model and train none: the folder that `terrafine export` leaves "
+        "(export/latest/release), under the data root or at a URL (s3://bucket/folder)",
+    )
+    labels: LabelSource | None = Field(
+        None,
+        description="what is learned from; with a `champion` it is only shown beside the map",
+    )
     chips: ChipsSpec = ChipsSpec()
     filter: FilterSpec = FilterSpec()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     prune: PruneSpec = PruneSpec()
-    assess: AssessSpec
+    assess: AssessSpec | None = Field(
+        None,
+        description="with a `champion` the map is only held against a reference of region 'all', "
+        "since nothing is kept from a training",
+    )
     gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()
     map: MappingSpec = MappingSpec()
@@ -685,8 +724,11 @@ class MapSpec(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         legend = self.resolve_legend()
-        self.labels.resolve_crosswalk(legend)
-        self.assess.reference.resolve_crosswalk(legend)
+        self._has_what_it_needs()
+        if self.labels is not None:
+            self.labels.resolve_crosswalk(legend)
+        if self.assess is not None:
+            self.assess.reference.resolve_crosswalk(legend)
         if self.training.crop > self.chips.size:
             raise ValueError(
                 f"training.crop {self.training.crop} is larger than chips.size {self.chips.size}"
@@ -704,6 +746,33 @@ class MapSpec(Section):
                     f"{did_you_mean(wrong, legend.names)}; it has {', '.join(legend.names)}"
                 )
         return self
+
+    def _has_what_it_needs(self) -> None:
+        if self.champion is not None and self.map.predictor == "torch":
+            raise ValueError(
+                "map.predictor torch: the release that `champion` names holds graphs and no "
+                "weights for torch; take onnx, openvino or triton"
+            )
+        missing = [key for key in ("labels", "assess") if getattr(self, key) is None]
+        if missing and self.champion is None:
+            raise ValueError(
+                f"{' and '.join(f'key {key!r}' for key in missing)} missing: a model is taught by "
+                "`labels` and judged by `assess`; or name a released model (`champion`) to map with"
+            )
+
+    @property
+    def label_product(self) -> LabelSource:
+        """The labels of a run that trains; SpecError where the spec names none."""
+        if self.labels is None:
+            raise SpecError(f"{self.name}: this takes a spec with `labels`; add them")
+        return self.labels
+
+    @property
+    def assessment(self) -> AssessSpec:
+        """How accuracy is estimated; SpecError where the spec does not say."""
+        if self.assess is None:
+            raise SpecError(f"{self.name}: this takes a spec with `assess`; add it")
+        return self.assess
 
     def resolve_legend(self) -> Legend:
         """The legend meant; SpecError when its name is unknown."""
@@ -736,14 +805,20 @@ class MapSpec(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def parse_spec(text: str, *, where: str) -> MapSpec:
-    """A MapSpec from YAML text. SpecError names the key, the value and the remedy."""
+def parse_spec(text: str, *, where: str, changes: Mapping[str, str] = NO_CHANGES) -> MapSpec:
+    """A MapSpec from YAML text. SpecError names the key, the value and the remedy.
+
+    ``changes``: dotted key ("map.region") -> value that replaces the text's.
+    """
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):
         raise SpecError(f"{where}: a spec is a YAML mapping; see `terrafine spec schema`")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        data = overlaid(data, reduce(lambda inner, part: {part: inner}, sections, {last: value}))
     try:
         return MapSpec.model_validate(data)
     except SpecError as error:
@@ -754,14 +829,14 @@ def parse_spec(text: str, *, where: str) -> MapSpec:
         ) from error
 
 
-def load_spec(path: Path) -> MapSpec:
-    """A MapSpec from a YAML file."""
+def load_spec(path: Path, changes: Mapping[str, str] = NO_CHANGES) -> MapSpec:
+    """A MapSpec from a YAML file, as :func:`parse_spec` does."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError(f"{path}: the spec cannot be read: {reason}") from error
-    return parse_spec(text, where=str(path))
+    return parse_spec(text, where=str(path), changes=changes)
 
 
 def data_root(spec_file: Path, option: Path | None = None) -> Path:

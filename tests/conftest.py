@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.exported import Exported, export_small_hrnet
+from terrafine.export import Release
+from tests.exported import Exported, export_small_hrnet, small_release
 from tests.scenes import Project, make_project
 from tests.triton import releases as releases
 from tests.triton import triton_server as triton_server
@@ -33,3 +34,9 @@ def zion() -> Path:
 def exported_hrnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small HRNet, exported once: tracing it takes as long as many other tests together."""
     return export_small_hrnet(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def champion_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A released model that nobody trained, for the windows of a generated project."""
+    return small_release(tmp_path_factory.mktemp("champion") / "release", window=96)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
+from typing import Any
 
 import cv2
 import numpy as np
 
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import SEVEN
-from terrafine.mapping import Prediction
+from terrafine.mapping import MapOutcome, Place, Prediction, map_all
 from terrafine.spec import EnhanceSpec, MappingSpec
 
 GRID = PixelGrid("EPSG:32650", 3.0, 3.0, 1.5, 0.75)
@@ -100,3 +101,18 @@ def small_spec(**changes: object) -> MappingSpec:
         "enhance": EnhanceSpec(block=32, threshold=140),
     }
     return MappingSpec.model_validate({**values, **changes})
+
+
+def map_two_scenes(place: Place, **changes: Any) -> MapOutcome:
+    """Map :func:`two_scenes` by a quick model; ``changes`` are arguments of ``map_all``."""
+    imagery, spec = two_scenes(), small_spec()
+    settings: dict[str, Any] = {
+        "spec": spec,
+        "legend": SEVEN,
+        "scenes": ("upper", "lower"),
+        "model_digest": "m",
+        "spec_digest": "s",
+        **changes,
+    }
+    predictor = partial(QuickPredictor, spec.window)
+    return map_all(place, {imagery.zone: imagery}, predictor, **settings)

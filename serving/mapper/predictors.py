@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from terrafine.errors import ServingError
 from terrafine.export import Release
-from terrafine.mapping import Predictor, local_predictor
+from terrafine.mapping import Prediction, Predictor, local_predictor
 from terrafine.spec import MapSpec
+
+if TYPE_CHECKING:
+    from terrafine.export.session import UInt16Array
+    from terrafine.telemetry import RequestRecord
+
+# of one try: a connection that the network has forgotten is given up after that
+_PATIENCE = 60.0
 
 
 def predictor_for(spec: MapSpec, release: Release, bundle: Path) -> Callable[[], Predictor]:
@@ -18,11 +29,64 @@ def predictor_for(spec: MapSpec, release: Release, bundle: Path) -> Callable[[],
     """
     if spec.map.predictor != "triton":
         return local_predictor(spec, release, bundle)
-    # grpc takes a moment to import, which other commands need not wait for
-    from serving.triton.client import TritonPredictor
-
     assert spec.map.server is not None, "checked by the spec"
     return partial(
-        TritonPredictor, spec.map.server, model=spec.serve.name, release=release.digest,
-        deadline=600.0,
+        ServedPredictor, spec.map.server, model=spec.serve.name, release=release.digest,
+        deadline=spec.map.deadline,
     )  # fmt: skip
+
+
+class ServedPredictor:
+    """A model on Triton servers, which counts the tries that failed (``terrafine.mapping.Served``).
+
+    ``deadline``: seconds for one request with all its tries. Raises as ``TritonPredictor``.
+    """
+
+    def __init__(self, url: str, *, model: str, release: str, deadline: float) -> None:
+        # grpc takes a moment to import, which other commands need not wait for
+        from serving.triton.client import TritonPredictor
+
+        self._lock = threading.Lock()
+        self._failed: Counter[str] = Counter()
+        self._waited = (0, 0.0)
+        self._model = TritonPredictor(
+            url, model=model, release=release, deadline=deadline,
+            patience=min(_PATIENCE, deadline / 4), observer=self,
+        )  # fmt: skip
+
+    @property
+    def window(self) -> int:
+        """Pixels a side of the windows it takes."""
+        return self._model.window
+
+    def predict(self, windows_NCHW: UInt16Array) -> Prediction:
+        """Classify windows; ServingError when no server has answered until the deadline."""
+        return self._model.predict(windows_NCHW)
+
+    def request(self, record: RequestRecord) -> None:
+        """A request was answered."""
+
+    def failure(self, model: str, cause: str) -> None:
+        """A try failed and is repeated."""
+        with self._lock:
+            self._failed[cause] += 1
+
+    @property
+    def failed_tries(self) -> Mapping[str, int]:
+        """Cause -> tries of this process that failed so far."""
+        with self._lock:
+            return dict(self._failed)
+
+    def queue_seconds(self) -> float | None:
+        """What requests answered since the last call waited in the servers' queues, on average.
+
+        None when there were none, or no server says.
+        """
+        try:
+            found = self._model.statistics()
+        except ServingError:
+            return None
+        requests, seconds = self._waited
+        self._waited = sum(v.requests for v in found), sum(v.queue_seconds for v in found)
+        new = self._waited[0] - requests
+        return max(self._waited[1] - seconds, 0.0) / new if new > 0 else None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from serving.ray_cluster import connected
 from terrafine.errors import StageError, TerrafineError
-from terrafine.mapping import ShardKey, ShardReceipt
+from terrafine.mapping import ShardKey, ShardReceipt, ShardWriter
 from terrafine.mapping.run import Receipts, WriteShard
 from terrafine.progress import warn
 
@@ -21,16 +23,31 @@ _AHEAD = 2
 # times that one shard may lose its worker: machines go in a long run, but one shard that kills
 # every worker must not go round for ever
 _RETRIES = 5
+# seconds between two reports of the workers, which threads of their own give
+_BETWEEN = 1.0
+_REPORTING = "reports"
 
 
 class FleetObserver(Protocol):
-    """Who is told of the workers (``terrafine.telemetry.MappingMetrics``)."""
+    """Who is told of the workers (``terrafine.mapping.MapWatch``)."""
 
     def in_flight(self, shards: int) -> None:
         """So many shards are handed out."""
 
     def lost_worker(self) -> None:
         """A worker died and was started again."""
+
+    def failed_tries(self, process: str, causes: Mapping[str, int]) -> None:
+        """Cause -> tries of one process that model servers did not answer so far."""
+
+
+class Report(NamedTuple):
+    """How a worker stands: the id of its process, whether that takes the place of one that died,
+    and what it had to ask model servers again, by cause."""
+
+    process: int
+    replaces: bool
+    failed_tries: Mapping[str, int]
 
 
 class Mapper:
@@ -39,9 +56,11 @@ class Mapper:
     def __init__(self, write: WriteShard) -> None:
         self._write = write
 
-    def process(self) -> tuple[int, bool]:
-        """The id of this process, and whether it takes the place of one that died."""
-        return os.getpid(), ray.get_runtime_context().was_current_actor_reconstructed
+    def report(self) -> Report:
+        """How this worker stands; answered while it maps."""
+        replaces = ray.get_runtime_context().was_current_actor_reconstructed
+        failed = self._write.failed_tries if isinstance(self._write, ShardWriter) else {}
+        return Report(os.getpid(), replaces, failed)
 
     def map(self, key: ShardKey) -> tuple[int, ShardReceipt]:
         """The id of this process, and the receipt of a shard once it is written."""
@@ -78,6 +97,7 @@ class RayShardRunner:
                 max_restarts=-1,
                 max_task_retries=_RETRIES,
                 max_concurrency=_AHEAD,
+                concurrency_groups={_REPORTING: 1},
             )(Mapper)
             mappers: list[Any] = [actor.remote(run) for _ in range(workers)]
             try:
@@ -88,37 +108,43 @@ class RayShardRunner:
                     ray.kill(mapper)
 
     def _share_out(self, mappers: list[Any], shards: Sequence[ShardKey]) -> Receipts:
-        waiting = iter(shards)
+        # neighbours go to one worker, which infers what they share once
+        count = len(mappers)
+        rows = [
+            deque(shards[len(shards) * i // count : len(shards) * (i + 1) // count])
+            for i in range(count)
+        ]
         by_task: dict[Any, tuple[int, ShardKey]] = {}
         # asked before there is any work, so that a worker that dies over its first is noticed
-        births = {mapper.process.remote(): number for number, mapper in enumerate(mappers)}
-        processes: dict[int, int] = {}
+        reports = _Reports(mappers, self._tell_lost, self.observer)
 
         def hand_out(number: int) -> None:
-            for key in waiting:
+            row = rows[number] or max(rows, key=len)
+            if row:
+                key = row.popleft() if row is rows[number] else row.pop()
                 by_task[mappers[number].map.remote(key)] = number, key
-                return
 
         for _ in range(_AHEAD):
             for number in range(len(mappers)):
                 hand_out(number)
         while by_task:
-            (task,), _ = ray.wait([*births, *by_task], num_returns=1)
-            if task in births:
-                number = births.pop(task)
-                processes[number], replaces = _result(task, "start")
-                if replaces:  # it died before it had answered
-                    self._tell_lost(number)
-                continue
-            number, key = by_task.pop(task)
-            process, receipt = _result(task, _place(key))
-            if processes.setdefault(number, process) != process:
-                processes[number] = process
-                self._tell_lost(number)
-            hand_out(number)
-            if self.observer is not None:
-                self.observer.in_flight(len(by_task))
-            yield receipt
+            self._tell_in_flight(len(by_task))
+            reports.ask()
+            ready, _ = ray.wait([*reports.asked, *by_task], num_returns=1, timeout=_BETWEEN)
+            for task in ready:
+                if task in reports.asked:
+                    reports.take(task)
+                    continue
+                number, key = by_task.pop(task)
+                process, receipt = _result(task, _place(key))
+                reports.seen(number, process)
+                hand_out(number)
+                yield receipt
+        self._tell_in_flight(0)
+
+    def _tell_in_flight(self, shards: int) -> None:
+        if self.observer is not None:
+            self.observer.in_flight(shards)
 
     def _tell_lost(self, number: int) -> None:
         warn(
@@ -127,6 +153,44 @@ class RayShardRunner:
         )
         if self.observer is not None:
             self.observer.lost_worker()
+
+
+class _Reports:
+    """What workers say of themselves, asked for again and again while they work."""
+
+    def __init__(
+        self, mappers: list[Any], lost: Callable[[int], None], observer: FleetObserver | None
+    ) -> None:
+        self.asked: dict[Any, int] = {}
+        self._mappers, self._lost, self._observer = mappers, lost, observer
+        self._processes: dict[int, int] = {}
+        self._next = 0.0
+
+    def ask(self) -> None:
+        """Ask all that have answered, from time to time."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _BETWEEN
+        for number in set(range(len(self._mappers))) - set(self.asked.values()):
+            report = self._mappers[number].report.options(concurrency_group=_REPORTING)
+            self.asked[report.remote()] = number
+
+    def take(self, task: Any) -> None:
+        """Take an answer that is there."""
+        number = self.asked.pop(task)
+        report: Report = _result(task, "start")
+        if report.replaces and number not in self._processes:  # it died before it had answered
+            self._lost(number)
+            self._processes[number] = report.process
+        self.seen(number, report.process)
+        if self._observer is not None and report.failed_tries:
+            self._observer.failed_tries(f"{number} {report.process}", report.failed_tries)
+
+    def seen(self, number: int, process: int) -> None:
+        """A worker is this process now."""
+        if self._processes.setdefault(number, process) != process:
+            self._processes[number] = process
+            self._lost(number)
 
 
 def _place(key: ShardKey) -> str:

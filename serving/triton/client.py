@@ -342,6 +342,8 @@ class TritonPredictor:
             self._observer.failure(self.model, cause)
         if cause != "region_unknown":
             self._replicas.failed(replica)
+        if cause == "deadline_exceeded":
+            replica.reconnect()
         if cause != "queue_full":
             # another server, or another version of the model, may be there next time
             replica.contract = None

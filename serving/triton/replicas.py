@@ -34,6 +34,8 @@ CHANNEL = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # trying again is decided here, where it is known what was asked
     ("grpc.enable_retries", 0),
+    # a new channel is a new connection, not one that the process has already
+    ("grpc.use_local_subchannel_pool", 1),
 )
 # Answers of Triton that have the code of a lost connection, or of a model that is not there.
 _SAID = {
@@ -69,14 +71,31 @@ class Replica:
         self.contract: Contract | None = None
         self.failures = 0
         self.rests_until = 0.0
-        self._channel = grpc.insecure_channel(address, options=CHANNEL)
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._before: grpc.Channel | None = None
+        self._connect()
 
     def __str__(self) -> str:
         return self.address
 
+    def reconnect(self) -> None:
+        """Ask over a new connection from now on.
+
+        A network that forgets a connection says so to nobody, and TCP finds out after a quarter
+        of an hour. Calls that are under way end on the old one.
+        """
+        if self._before is not None:
+            self._before.close()
+        self._before = self._channel
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = grpc.insecure_channel(self.address, options=CHANNEL)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
     def close(self) -> None:
-        """End the connection."""
+        """End the connections."""
+        if self._before is not None:
+            self._before.close()
         self._channel.close()
 
 

@@ -21,26 +21,35 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TaskID
 
-from pipelines.land_cover_map import land_cover_map
+from terrafine.cli.pipeline import Pipeline, defined
 from terrafine.errors import StageError
 from terrafine.progress import EVENTS_VARIABLE, bars, figures
-from terrafine.stages import ENGINE, Job, check_store, open_reference
+from terrafine.stages import ENGINE, Job
+from terrafine.stages.prepare import require_ready
 
 
-def run_pipeline(job: Job, *, quiet: bool = False) -> None:
-    """Run the pipeline to its release or its refusal.
+def run_pipeline(job: Job, pipeline: Pipeline, *, quiet: bool = False) -> None:
+    """Run a pipeline to its release or its refusal.
 
     StageError with the failed stage's own sentence.
     """
-    ENGINE.digests(job, "publish")  # every file the spec names is there, before hours of work
-    open_reference(job.spec, job.data)
-    check_store(job)
+    require_ready(ENGINE, job)
     job.workdir.mkdir(parents=True, exist_ok=True)
     with _alone(job):
-        _watched(job, quiet)
+        _watched(job, _tried_once(defined(pipeline)), quiet)
 
 
-def _watched(job: Job, quiet: bool) -> None:
+def _tried_once(pipeline: Any) -> Any:
+    """The pipeline without the retries that are meant for a cluster's failures: whoever sits
+    before this machine wants to read the reason, not to wait for it to come again."""
+    spec = pipeline.pipeline_spec
+    for component in (spec.root, *spec.components.values()):
+        for task in component.dag.tasks.values():
+            task.ClearField("retry_policy")
+    return pipeline
+
+
+def _watched(job: Job, pipeline: Any, quiet: bool) -> None:
     log_file, events = job.workdir / "run.log", job.workdir / ".events"
     events.write_text("")
     watcher = Watcher(events, Console(stderr=True, quiet=quiet))
@@ -52,11 +61,11 @@ def _watched(job: Job, quiet: bool) -> None:
     with watcher, _environment(EVENTS_VARIABLE, str(events)), log_file.open("w") as log:
         try:
             with contextlib.redirect_stdout(log), warnings.catch_warnings():
-                # the image's name does not say "python", which kfp warns about
+                # the image's name does not say "python", and what is meant for a cluster does
+                # nothing here: kfp warns about both
                 warnings.simplefilter("ignore", RuntimeWarning)
-                land_cover_map(
-                    spec=job.spec.to_yaml(), data=str(job.data), workdir=str(job.workdir)
-                )
+                warnings.simplefilter("ignore", UserWarning)
+                pipeline(spec=job.spec.to_yaml(), data=str(job.data), workdir=str(job.workdir))
         except RuntimeError as error:
             watcher.stop()
             reason = watcher.error or f"a step died after stage {watcher.running} began"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Literal
 
 import typer
 
@@ -12,15 +13,20 @@ from terrafine.cli import (
     assess,
     compare,
     dataset,
+    k8s,
     landscape,
     legend,
     mapping,
     model,
+    pipeline,
     predict,
+    rayjob,
     run,
     serving,
     spec,
     stages,
+    status,
+    view,
 )
 from terrafine.errors import TerrafineError, explain
 
@@ -38,11 +44,16 @@ stages.register(app)
 app.command("assess")(assess.command)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
+app.command("rayjob")(rayjob.rayjob)
 serving.register(app)
+app.command("status")(status.status)
 app.command("landscape")(landscape.command)
+app.command("view")(view.view)
 app.add_typer(spec.app, name="spec")
 app.add_typer(model.app, name="model")
 app.add_typer(mapping.app, name="map")
+app.add_typer(k8s.app, name="k8s")
+app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(legend.app, name="legend")
 app.add_typer(dataset.app, name="dataset")
 
@@ -57,10 +68,13 @@ def _version(asked: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="log more, and show tracebacks"),
+    log_level: Literal["debug", "info", "warning"] = typer.Option(
+        "warning", envvar="TERRAFINE_LOG_LEVEL", help="of the log; info tells of progress"
+    ),
 ) -> None:
     """Options of every command."""
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
+        level=logging.INFO if verbose else log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )

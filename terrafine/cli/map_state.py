@@ -84,7 +84,8 @@ def verify(
     Exit code 4 where one differs. Example: `terrafine map verify SPEC --shards 20`
     """
     job = on_engines(Job.open(spec, data=data, workdir=workdir))
-    found = {name: ENGINE.find(job, name) for name in ("map", "export", "prune")}
+    names = ("map", *ENGINE.stages["map"].stands_on(job.spec))
+    found = {name: ENGINE.find(job, name) for name in names}
     needed = {name: manifest for name, manifest in found.items() if manifest is not None}
     if len(needed) < len(found):
         raise StageError(

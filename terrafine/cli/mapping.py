@@ -15,14 +15,15 @@ from typer.core import TyperGroup
 from terrafine.cli import map_state, map_store
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.cli.stages import run_stage
+from terrafine.errors import StageError
 from terrafine.mapping import Estimate, Plan, Resources, estimate, plan_all
 from terrafine.models import describe_spec
 from terrafine.progress import EVENTS_VARIABLE
 from terrafine.publish.geography import pixel_area_km2
 from terrafine.raster import Mosaic, Region, open_mosaics
 from terrafine.spec import MapSpec
-from terrafine.stages import Job
-from terrafine.stages.map import map_region
+from terrafine.stages import ENGINE, Job
+from terrafine.stages.map import map_place, map_region, require_begun
 
 # What is assumed of a machine that nobody has measured, in floating point operations per second:
 # a third of an H100's limit for this network (docs/catalogue.md), and a core with onnxruntime.
@@ -49,23 +50,55 @@ map_store.register(app)
 map_state.register(app)
 
 
+ProgressOption = Annotated[
+    bool, typer.Option("--json-progress", help="print each step as a line of JSON")
+]
+
+
 @app.command()
 def run(
     spec: SpecArgument,
     data: DataOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
-    json_progress: Annotated[
-        bool, typer.Option("--json-progress", help="print each step as a line of JSON")
-    ] = False,
+    json_progress: ProgressOption = False,
 ) -> None:
     """Map every scene into the map store; goes on where a killed run stopped.
 
-    `terrafine map SPEC` says the same.
+    `terrafine map SPEC` says the same. A spec that names a `champion` is mapped with that model.
     """
     if json_progress:
         os.environ[EVENTS_VARIABLE] = "/dev/stderr"
-    run_stage(Job.open(spec, data=data, workdir=workdir), "map", as_json)
+    job = Job.open(spec, data=data, workdir=workdir)
+    if job.spec.champion is not None:
+        ENGINE.run(job, "adopt")
+    run_stage(job, "map", as_json)
+
+
+@app.command()
+def resume(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
+    json_progress: ProgressOption = False,
+) -> None:
+    """Go on with a map that was begun; an error where there is none, or where it is finished.
+
+    For scripts that must not begin one: `terrafine map run` resumes too.
+    """
+    job = Job.open(spec, data=data, workdir=workdir)
+    if ENGINE.find(job, "map") is not None:
+        raise StageError(f"{map_place(job)}: the map of this spec is finished; nothing to resume")
+    before = [ENGINE.find(job, name) for name in ENGINE.stages["map"].stands_on(job.spec)]
+    done = {manifest.stage: manifest for manifest in before if manifest is not None}
+    if len(done) < len(before):
+        raise StageError(
+            f"{job.workdir}: nothing to resume: the stages before the map are not done for this "
+            "spec; begin with `terrafine run SPEC`"
+        )
+    require_begun(job, done)
+    run(spec, data, workdir, as_json, json_progress)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from terrafine.spec import load_spec
 from terrafine.stages import ENGINE, Job, Manifest
 
 REFUSED = 3
+_DONE = {"publish": "released", "deploy": "a model that passed its gate"}
 
 
 def run(
@@ -39,7 +40,7 @@ def run(
     if dry_run:
         _plan(job, as_json)
         return
-    _finish(job, _run(job, quiet=as_json), as_json)
+    finish(job, _run(job, quiet=as_json), as_json)
 
 
 def demo(
@@ -52,76 +53,85 @@ def demo(
     loaded = load_spec(spec)
     typer.echo(LICENCE_NOTICE)
     data = fetch(into / "data")
-    coarse_product(loaded.assess.reference, data, data / loaded.labels.file, seed=loaded.seed)
+    product = data / loaded.label_product.file
+    coarse_product(loaded.assessment.reference, data, product, seed=loaded.seed)
     job = Job.open(spec, data=data, workdir=into)
-    _finish(job, _run(job, quiet=False), as_json=False)
+    finish(job, _run(job, quiet=False), as_json=False)
 
 
 def _run(job: Job, *, quiet: bool) -> Manifest | None:
     """The release's manifest, or None where the gate refused."""
-    if _released(job):
+    if released(job):
         return ENGINE.run(job, "publish")
     # kfp takes a while to import, which other commands need not wait for
     from terrafine.cli.local_pipeline import run_pipeline
+    from terrafine.cli.pipeline import pipeline_of
 
-    run_pipeline(job, quiet=quiet)
-    return _released(job)
+    run_pipeline(job, pipeline_of(job.spec.champion), quiet=quiet)
+    return released(job)
 
 
-def _released(job: Job) -> Manifest | None:
-    """The manifest of a release whose gate, as it stands now, promotes it."""
-    gate = ENGINE.find(job, "gate")
-    promoted = gate is not None and gate.metrics["decision"] == "promote"
-    return ENGINE.find(job, "publish") if promoted else None
+def released(job: Job, stage: str = "publish") -> Manifest | None:
+    """The manifest of a last stage, if the gate, as it stands now, promotes what it released.
+
+    A champion passed its gate when it was released.
+    """
+    if job.spec.champion is None:
+        gate = ENGINE.find(job, "gate")
+        if gate is None or gate.metrics["decision"] != "promote":
+            return None
+    return ENGINE.find(job, stage)
 
 
 def _plan(job: Job, as_json: bool) -> None:
-    done = {name: ENGINE.find(job, name) is not None for name in ENGINE.stages}
+    done = {name: ENGINE.find(job, name) is not None for name in ENGINE.names(job.spec)}
     if as_json:
         typer.echo(json.dumps({"workdir": str(job.workdir), "done": done}, indent=2))
         return
     table = Table("stage", "stands on", "", title=f"{job.spec.name} in {job.workdir}")
-    for name, stage in ENGINE.stages.items():
-        table.add_row(name, ", ".join(stage.needs), "done" if done[name] else "to do")
+    for name, is_done in done.items():
+        needs = ENGINE.stages[name].stands_on(job.spec)
+        table.add_row(name, ", ".join(needs), "done" if is_done else "to do")
     Console().print(table)
 
 
-def _finish(job: Job, released: Manifest | None, as_json: bool) -> None:
-    assessed, gate = ENGINE.find(job, "assess"), ENGINE.find(job, "gate")
-    assert assessed is not None, "the pipeline ended without an assessment"
-    assert gate is not None, "the pipeline ended without a gate"
-    last = released or ENGINE.find(job, "refuse")
+def finish(job: Job, made: Manifest | None, as_json: bool) -> None:
+    """Say what a pipeline left: ``made`` by its last stage, None where the gate refused."""
+    last = made or ENGINE.find(job, "refuse")
     assert last is not None, "the pipeline ended without a report"
     if as_json:
         typer.echo(last.model_dump_json(indent=2))
     else:
-        _last_screen(job, assessed, gate, last)
-    if released is None:
+        _last_screen(job, last)
+    if made is None:
         raise typer.Exit(REFUSED)
 
 
-def _last_screen(job: Job, assessed: Manifest, gate: Manifest, last: Manifest) -> None:
+def _last_screen(job: Job, last: Manifest) -> None:
     """What was made, where, and how good it is."""
-    m = {**assessed.metrics, **last.metrics}
-    released = "release" in m
+    assessed = None if job.spec.champion else ENGINE.find(job, "assess")
+    refused = last.stage == "refuse"
     made = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for title, key in (("report", "report"), ("map", "geotiff"), ("map store", "store")):
         if key in last.outputs:
             made.add_row(title, _short(_latest(job, last, key)))
-    if released:
-        made.add_row("release", str(m["release"]))
-    made.add_row("agreement", f"map with reference {_interval(m, 'map')}")
-    made.add_row("", f"coarse product with reference {_interval(m, 'product')}")
-    made.add_row("", f"map over coarse product {_interval(m, 'gain')} points, paired")
-    title = "released" if released else "refused by the gate: nothing was mapped"
+    if "release" in last.metrics:
+        made.add_row("release", str(last.metrics["release"]))
+    if assessed is not None:
+        m = assessed.metrics
+        made.add_row("agreement", f"map with reference {_interval(m, 'map')}")
+        made.add_row("", f"coarse product with reference {_interval(m, 'product')}")
+        made.add_row("", f"map over coarse product {_interval(m, 'gain')} points, paired")
+    title = "refused by the gate: nothing was mapped" if refused else _DONE[last.stage]
     panel = Panel(
-        made, title=f"{job.spec.name}: {title}", border_style="green" if released else "red"
+        made, title=f"{job.spec.name}: {title}", border_style="red" if refused else "green"
     )
     console = Console()
     console.print(panel)
-    if not released:
+    gate = ENGINE.find(job, "gate") if refused else None
+    if gate is not None:
         console.print(job.output(gate, "verdict").read_text(), markup=False)
     for note in job.spec.publish.notes:
         console.print(f"note: {note}", highlight=False)

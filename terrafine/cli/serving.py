@@ -1,11 +1,11 @@
-"""``terrafine deploy``, ``promote``, ``rollback``, ``status``, ``watch`` and ``serve``."""
+"""``terrafine deploy``, ``promote``, ``rollback``, ``watch`` and ``serve``."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -16,16 +16,16 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from serving.triton.endpoint import Endpoint, endpoint_addresses
+from serving.triton.deploy import lifecycle_on
 from serving.triton.lifecycle import Canary, Lifecycle, ServerStatus, Status
-from serving.triton.repository import Event, ModelRepository
+from serving.triton.repository import Event
 from serving.triton.server import TritonServer
 from terrafine import telemetry
 from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
 from terrafine.errors import ServingError, StageError, TerrafineError, explain
 from terrafine.export import Release, read_release
 from terrafine.spec import ServeSpec
-from terrafine.stages import ENGINE, Job
+from terrafine.stages import ENGINE, Job, release_stage
 
 ILL = 4
 
@@ -51,7 +51,7 @@ NAME = str(ServeSpec().name)
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (deploy, promote, rollback, status, watch, serve):
+    for command in (deploy, promote, rollback, watch, serve):
         app.command(command.__name__)(command)
 
 
@@ -135,12 +135,7 @@ def rollback(
     _say(event, as_json, f"{name} version {event.version} ({event.release[:12]}) is champion again")
 
 
-def status(
-    url: UrlOption = LOCAL,
-    repository: RepositoryOption = None,
-    name: NameOption = NAME,
-    as_json: JsonOption = False,
-) -> None:
+def show_servers(url: str, repository: str | None, name: str, *, as_json: bool) -> None:
     """Say who is champion, and ask every server whether it answers as it should.
 
     Exit code 4 where one does not.
@@ -161,22 +156,28 @@ def watch(
     name: NameOption = NAME,
     every: Annotated[float, typer.Option(min=1, help="seconds between looks")] = 10,
     metrics_port: Annotated[int, typer.Option(help="of /metrics for Prometheus")] = 8003,
+    runs: Annotated[
+        Path | None, typer.Option(help="folder of work directories whose stages are told of too")
+    ] = None,
 ) -> None:
     """Look after the servers until stopped: canary, healing, Prometheus metrics.
 
     A server that came back without its models, or whose backend process died, loads the champion
-    again. Run one beside the servers.
+    again. Run one beside the servers. With `--runs` the metrics also say how every run stands.
     """
     _stop_on_signal()
     registry = CollectorRegistry()
     metrics = telemetry.ReleaseMetrics(registry=registry)
-    with (
-        _lifecycle(url, repository, name, 600) as lifecycle,
-        telemetry.serve(metrics_port, registry),
-    ):
+    if runs is not None:
+        telemetry.RunMetrics(runs, registry=registry)
+    with _lifecycle(url, repository, name, 600):
+        pass  # says at once what is missing
+    with telemetry.serve(metrics_port, registry):
         while True:
             try:
-                _look(lifecycle, metrics)
+                # opened anew, since servers come and go behind one name
+                with _lifecycle(url, repository, name, 600) as lifecycle:
+                    _look(lifecycle, metrics)
             except TerrafineError as error:
                 # a bucket that is away for a moment; the next look says whether it is back
                 typer.echo(explain(error), err=True)
@@ -209,7 +210,10 @@ def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
     for address in lifecycle.heal():
         metrics.healed(lifecycle.name, address)
     found = lifecycle.status()
-    metrics.champion(found.name, found.champion.version if found.champion else 0)
+    champion = found.champion
+    metrics.champion(
+        found.name, champion.version if champion else 0, champion.at if champion else None
+    )
     for server in found.servers:
         canary = server.canary or Canary(verdict="silent")
         metrics.server(
@@ -226,13 +230,14 @@ def _release(source: Path, data: Path | None, workdir: Path | None) -> tuple[Rel
     if source.is_dir():
         return read_release(source), ServeSpec()
     job = Job.open(source, data=data, workdir=workdir)
-    exported = ENGINE.find(job, "export")
-    if exported is None:
+    stage = release_stage(job.spec)
+    made = ENGINE.find(job, stage)
+    if made is None:
         raise StageError(
-            f"{source}: its model is not exported yet in {job.workdir}; run `terrafine export "
+            f"{source}: its model is not there yet in {job.workdir}; run `terrafine {stage} "
             "SPEC` first, or `terrafine run SPEC` for all"
         )
-    return read_release(job.output(exported, "release")), job.spec.serve
+    return read_release(job.output(made, "release")), job.spec.serve
 
 
 @contextmanager
@@ -242,12 +247,8 @@ def _lifecycle(url: str, repository: str | None, name: str, seconds: float) -> I
             "no model repository: give --repository (the folder or s3:// URL that the servers "
             "read), set TERRAFINE_REPOSITORY, or write serve.repository into the spec"
         )
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(Endpoint(address, seconds=seconds))
-            for address in endpoint_addresses(url)
-        ]
-        yield Lifecycle(ModelRepository(repository, name), servers)
+    with lifecycle_on(url, repository, name, seconds=seconds) as lifecycle:
+        yield lifecycle
 
 
 def _stop_on_signal() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument
 from terrafine.errors import SpecError
+from terrafine.legend import Legend
 from terrafine.models import describe_spec
 from terrafine.spec import MapSpec, data_root, load_spec, resolve_in
 
@@ -58,39 +59,27 @@ def named_files(spec: MapSpec) -> list[str]:
     if catalogue is not None:
         files += [name for name in (catalogue.source, catalogue.region) if name]
     files += [spec.map.region] if spec.map.region else []
-    files += [spec.labels.file, spec.assess.reference.file]
+    files += [spec.champion] if spec.champion else []
+    files += [spec.labels.file] if spec.labels else []
+    files += [spec.assess.reference.file] if spec.assess else []
     files += [spec.gate.champion] if spec.gate.champion else []
     return list(dict.fromkeys(file for file in files if "://" not in file))
 
 
 def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
     legend = spec.resolve_legend()
-    network = describe_spec(spec.model, bands=len(spec.imagery.bands), classes=len(legend.classes))
-    training, mapping, reference = spec.training, spec.map, spec.assess.reference
+    mapping = spec.map
     scenes = len(spec.imagery.scenes)
     source = f"{scenes} scene{'s' * (scenes > 1)}"
     if spec.imagery.catalogue is not None:
         source = f"catalogue {spec.imagery.catalogue.source}"
     rows = {
         "imagery": f"{source}, bands {', '.join(spec.imagery.bands)}",
-        "labels": f"{spec.labels.file} through crosswalk "
-        f"{spec.labels.resolve_crosswalk(legend).name}",
         "legend": f"{legend.name}: {', '.join(legend.names)}",
-        "chips": f"{spec.chips.size} x {spec.chips.size} pixels, "
-        f"{spec.chips.validation_fraction:.0%} for validation in blocks of "
-        f"{spec.chips.block} x {spec.chips.block} chips",
-        "filter": f"chips agreeing on less than {spec.filter.min_agreement:.0%} are dropped",
-        "network": f"{spec.model.arch}, {network['parameters']:,} parameters, "
-        f"{network['macs_per_pixel']:,.0f} MAC per pixel, sees {network['receptive_field']} pixels",
-        "training": f"{training.epochs} epochs of batch {training.batch}, "
-        f"crops {training.crop}, SGD from {training.learning_rate:g}",
-        "assessment": f"against {reference.file}, {reference.region}",
+        **({"champion": f"{spec.champion}; nothing is trained"} if spec.champion else {}),
+        **({} if spec.champion else _training_rows(spec, legend)),
         "map": f"windows {mapping.window} (core {mapping.core}), shards {mapping.shard}, "
         + ("CLAHE blocks " + str(mapping.enhance.block) if mapping.enhance.enabled else "no CLAHE"),
-        "gate": ", ".join(
-            f"{key} {value}" for key, value in spec.gate.model_dump(exclude_defaults=True).items()
-        )
-        or "better than the label product",
         "digest": spec.digest()[:12],
     }
     table = Table(title=f"{spec.name}", show_header=False, title_justify="left")
@@ -100,3 +89,24 @@ def _explain(spec: MapSpec, root: Path, files: dict[str, bool]) -> None:
     console.print(table)
     for name, found in files.items():
         console.print(f"{'found  ' if found else 'MISSING'} {root / name}", soft_wrap=True)
+
+
+def _training_rows(spec: MapSpec, legend: Legend) -> dict[str, str]:
+    """What is said of a run that teaches a model and judges it."""
+    network = describe_spec(spec.model, bands=len(spec.imagery.bands), classes=len(legend.classes))
+    labels, reference, training = spec.label_product, spec.assessment.reference, spec.training
+    rules = spec.gate.model_dump(exclude_defaults=True).items()
+    return {
+        "labels": f"{labels.file} through crosswalk {labels.resolve_crosswalk(legend).name}",
+        "chips": f"{spec.chips.size} x {spec.chips.size} pixels, "
+        f"{spec.chips.validation_fraction:.0%} for validation in blocks of "
+        f"{spec.chips.block} x {spec.chips.block} chips",
+        "filter": f"chips agreeing on less than {spec.filter.min_agreement:.0%} are dropped",
+        "network": f"{spec.model.arch}, {network['parameters']:,} parameters, "
+        f"{network['macs_per_pixel']:,.0f} MAC per pixel, sees {network['receptive_field']} pixels",
+        "training": f"{training.epochs} epochs of batch {training.batch}, "
+        f"crops {training.crop}, SGD from {training.learning_rate:g}",
+        "assessment": f"against {reference.file}, {reference.region}",
+        "gate": ", ".join(f"{key} {value}" for key, value in rules)
+        or "better than the label product",
+    }

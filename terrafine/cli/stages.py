@@ -15,7 +15,7 @@ from terrafine.stages import ENGINE, Job, Manifest
 
 def register(app: typer.Typer) -> None:
     """Add the stage commands to the command line."""
-    for command in (label, train, filter_chips, prune, gate, export, publish):
+    for command in (label, train, filter_chips, prune, gate, export, adopt, publish):
         app.command(_NAMES.get(command.__name__, command.__name__))(command)
 
 
@@ -99,6 +99,16 @@ def export(
     run_stage(Job.open(spec, data=data, workdir=workdir), "export", as_json)
 
 
+def adopt(
+    spec: SpecArgument,
+    data: DataOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over the released model that the spec names as `champion`, checked file by file."""
+    run_stage(Job.open(spec, data=data, workdir=workdir), "adopt", as_json)
+
+
 def publish(
     spec: SpecArgument,
     data: DataOption = None,
@@ -110,7 +120,7 @@ def publish(
     Where the gate refused the model, only the report is made, and the exit code is 3.
     """
     job = Job.open(spec, data=data, workdir=workdir)
-    gated = ENGINE.find(job, "gate")
+    gated = ENGINE.find(job, "gate") if job.spec.champion is None else None
     refused = gated is not None and gated.metrics["decision"] != "promote"
     run_stage(job, "refuse" if refused else "publish", as_json)
     if refused:

@@ -58,7 +58,7 @@ def sample_pairs(
             "training of all of them; give them the same chips.size and chips.block"
         )
     labels = open_class_raster(
-        yardstick.spec.labels, yardstick.spec.resolve_legend(), yardstick.data
+        yardstick.spec.label_product, yardstick.spec.resolve_legend(), yardstick.data
     )
     product = _Maps(PRODUCT, lambda mosaic: partial(labels.read, mosaic.grid), {})
     reference = open_reference(yardstick.spec, yardstick.data)
@@ -129,7 +129,7 @@ def _sample(
         mosaic.grid,
         windows,
         _imaged(reference, mosaic, near_edges),
-        unit=job.spec.assess.unit,
+        unit=job.spec.assessment.unit,
         read_other=other.read(mosaic),
     )
 

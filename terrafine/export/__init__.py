@@ -3,7 +3,14 @@
 from terrafine.export.bundle import BundleInfo, load_bundle, read_info, save_bundle
 from terrafine.export.graph import ServedModel, export_onnx
 from terrafine.export.parity import Floors, ParityReport, check_parity, export_model
-from terrafine.export.release import Release, ReleaseInfo, read_release, write_release
+from terrafine.export.release import (
+    Release,
+    ReleaseInfo,
+    fetch_release,
+    read_description,
+    read_release,
+    write_release,
+)
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo, Prediction, open_graph
 
 __all__ = [
@@ -20,8 +27,10 @@ __all__ = [
     "check_parity",
     "export_model",
     "export_onnx",
+    "fetch_release",
     "load_bundle",
     "open_graph",
+    "read_description",
     "read_info",
     "read_release",
     "save_bundle",

@@ -30,6 +30,7 @@ from terrafine.export.variants import Variant
 from terrafine.legend import Legend
 from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
+from terrafine.storage import Storage
 
 DESCRIPTION = "release.json"
 CANARY = "canary.safetensors"
@@ -179,6 +180,36 @@ def read_release(folder: Path) -> Release:
         _require_file(folder / entry.file, entry.sha256)
     _require_file(folder / CANARY, info.canary_sha256)
     return Release(folder, info)
+
+
+def read_description(place: Storage) -> bytes:
+    """The ``release.json`` of a release on disk or in a bucket, not yet believed."""
+    found = place.read(DESCRIPTION)
+    if found is None:
+        raise ModelError(
+            f"{place}: no model release here ({DESCRIPTION} is missing); name the folder that "
+            "`terrafine export` leaves (export/latest/release)"
+        )
+    return found
+
+
+def fetch_release(place: Storage, into: Path) -> Release:
+    """Copy a release from disk or from a bucket into the new folder ``into``, and check it.
+
+    Raises ModelError as :func:`read_release` does.
+    """
+    description = read_description(place)
+    info = parse_release(description, where=f"{place}/{DESCRIPTION}")
+    into.mkdir(parents=True)
+    for name in (*(entry.file for entry in info.graphs.values()), CANARY):
+        content = place.read(name)
+        if content is None:
+            raise ModelError(
+                f"{place}/{name}: a file of the release is missing; fetch the release anew"
+            )
+        (into / name).write_bytes(content)
+    (into / DESCRIPTION).write_bytes(description)
+    return read_release(into)
 
 
 def parse_release(text: bytes, *, where: str) -> ReleaseInfo:

@@ -11,10 +11,13 @@ from terrafine.mapping.predictor import (
     OpenVinoPredictor,
     Prediction,
     Predictor,
+    Served,
     TorchPredictor,
     local_predictor,
+    windows_at_once,
 )
 from terrafine.mapping.reader import (
+    Commit,
     Explanation,
     MapReader,
     Place,
@@ -28,15 +31,18 @@ from terrafine.mapping.shard import ShardJob, ShardResult, compute_shard
 from terrafine.mapping.state import RunState, Verified, run_states, verify_sample
 from terrafine.mapping.store import MapStore
 from terrafine.mapping.update import Base, release_record
+from terrafine.mapping.watch import Figures, MapObserver, MapWatch
 from terrafine.mapping.waves import MapAccount, MapRun
 from terrafine.mapping.write import ShardAccount, ShardKey, ShardReceipt, ShardWriter, Target
 
 __all__ = [
     "Base",
     "Change",
+    "Commit",
     "Difference",
     "Estimate",
     "Explanation",
+    "Figures",
     "Imagery",
     "MapAccount",
     "MapObserver",
@@ -44,6 +50,7 @@ __all__ = [
     "MapReader",
     "MapRun",
     "MapStore",
+    "MapWatch",
     "OnnxPredictor",
     "OpenVinoPredictor",
     "Place",
@@ -54,6 +61,7 @@ __all__ = [
     "Resources",
     "RunRecord",
     "RunState",
+    "Served",
     "ShardAccount",
     "ShardJob",
     "ShardKey",
@@ -80,4 +88,5 @@ __all__ = [
     "release_record",
     "run_states",
     "verify_sample",
+    "windows_at_once",
 ]

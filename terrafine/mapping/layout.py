@@ -6,6 +6,7 @@ with rioxarray places the arrays without knowing terrafine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,25 @@ def overview_grid(zone: ZoneLayout, factor: int) -> tuple[PixelGrid, Window]:
             extent.width // factor,
         ),
     )
+
+
+def write_json(root: zarr.Group, name: str, value: Any) -> None:
+    """Keep something long beside the zones: attributes are written anew with every commit."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    root.create_array(
+        name, data=text, chunks=text.shape, compressors=_COMPRESSORS, overwrite=True,
+        attributes={"long_name": "JSON, in UTF-8"},
+    )  # fmt: skip
+
+
+def read_json(root: zarr.Group, name: str) -> Any:
+    """What :func:`write_json` has kept, or what an older store has among its attributes; None
+    where neither has it."""
+    array = root.get(name)
+    if not isinstance(array, zarr.Array):
+        attributes: Any = root.attrs.asdict()
+        return (attributes.get("run", {}) | attributes).get(name)
+    return json.loads(np.asarray(array[:]).tobytes())
 
 
 def read_layout(root: zarr.Group, *, where: str) -> Layout:

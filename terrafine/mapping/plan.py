@@ -40,7 +40,8 @@ class Imagery(Protocol):
         """Whether any scene covers a part of ``window``."""
 
     def read(self, window: Window) -> tuple[UInt16Array, UInt16Array]:
-        """``image_CHW`` and ``source_HW`` (0: no scene, i: the i-th scene of the spec)."""
+        """``image_CHW`` and ``source_HW`` (i: the i-th scene of the spec has the pixel in all its
+        bands, 0: no scene has)."""
 
 
 @dataclass(frozen=True)

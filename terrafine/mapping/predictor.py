@@ -7,31 +7,34 @@ behind a network can stand behind it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from terrafine.errors import ModelError
 from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, open_graph
-from terrafine.legend import Legend
+from terrafine.legend import Legend, UInt8Array
 
 if TYPE_CHECKING:
     from terrafine.export.graph import ServedModel
     from terrafine.export.release import Release
-    from terrafine.spec import MapSpec
+    from terrafine.spec import MappingSpec, MapSpec
 
 __all__ = [
     "OnnxPredictor",
     "OpenVinoPredictor",
     "Prediction",
     "Predictor",
+    "Served",
     "TorchPredictor",
     "UInt16Array",
     "local_predictor",
     "open_torch",
+    "windows_at_once",
 ]
 
 
@@ -44,6 +47,18 @@ class Predictor(Protocol):
 
     def predict(self, windows_NCHW: UInt16Array) -> Prediction:
         """Classify windows of raw numbers; equal windows give equal bytes."""
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A predictor behind which there are servers."""
+
+    @property
+    def failed_tries(self) -> Mapping[str, int]:
+        """Cause -> tries of this process that failed so far and were repeated."""
+
+    def queue_seconds(self) -> float | None:
+        """What requests waited in the servers' queue since the last call, on average."""
 
 
 class OnnxPredictor:
@@ -108,11 +123,15 @@ class TorchPredictor:
 class OpenVinoPredictor:
     """An exported graph, run by OpenVINO on this machine's CPU in full float32.
 
-    ModelError where openvino is not installed (``pip install 'terrafine[openvino]'``), or the file
-    is no graph that terrafine exported.
+    ``bfloat16``: in that instead, which is faster and says another class of a pixel here and there.
+    There the bytes would depend on how many threads share a window, so each of ``threads`` has a
+    window of its own; ask with as many threads (:func:`windows_at_once`).
+    ModelError where openvino is not installed (``pip install 'terrafine[openvino]'``), the file is
+    no graph that terrafine exported, or the CPU has no arithmetic in bfloat16: OpenVINO would take
+    float32 without a word, and other bytes would come out than on the other machines.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, bfloat16: bool = False) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -122,14 +141,24 @@ class OpenVinoPredictor:
             ) from error
         # reads and checks what terrafine wrote into the file
         self.info = open_graph(path, threads=1)[1]
+        threads = threads or os.cpu_count() or 1
+        streams = threads if bfloat16 else 1
         settings = {
-            # bfloat16, which it would choose on new processors, says other classes
-            "INFERENCE_PRECISION_HINT": "f32",
+            # else it would choose bfloat16 on new processors, which says other classes
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": streams,
         }
         core = openvino.Core()
-        self._model = core.compile_model(core.read_model(path), "CPU", settings)
+        if bfloat16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ModelError(
+                "map.predictor openvino_bf16: this CPU has no arithmetic in bfloat16, and float32 "
+                "would give other bytes; map on CPUs that have it, or set map.predictor to openvino"
+            )
+        model = core.compile_model(core.read_model(path), "CPU", settings)
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(model.create_infer_request())
 
     @property
     def window(self) -> int:
@@ -138,8 +167,40 @@ class OpenVinoPredictor:
 
     def predict(self, windows_NCHW: UInt16Array) -> Prediction:
         """Classify windows of shape (N, bands, window, window)."""
-        found = self._model({INPUT: windows_NCHW})
-        return Prediction(*(found[name] for name in OUTPUTS))
+        request = self._free.get()
+        try:
+            found = request.infer({INPUT: windows_NCHW})
+            return Prediction(*(found[name] for name in OUTPUTS))
+        finally:
+            self._free.put(request)
+
+
+def open_bfloat16(release: Release, *, threads: int, least: float) -> OpenVinoPredictor:
+    """The exact graph in bfloat16; ModelError unless it says the classes that the gate judged.
+
+    ``least``: share of equal classes on the release's own windows.
+    """
+    from terrafine.export.parity import compare  # torch, which takes seconds
+
+    path = release.graph("fp32")
+    predictor = OpenVinoPredictor(path, threads=threads, bfloat16=True)
+    windows_NCHW, wanted = release.canary("fp32")
+    pairs = [
+        (_bytes(wanted, i), _bytes(predictor.predict(window_CHW[None]), 0))
+        for i, window_CHW in enumerate(windows_NCHW)
+    ]
+    found = compare(pairs, release.info.legend).class_agreement
+    if found < least:
+        raise ModelError(
+            f"{path}: in bfloat16 it says the class of the exported graph for {found:.6f} of the "
+            f"pixels that came with it, below {least:g} (export.reduced_class_agreement.fp16); set "
+            "map.predictor to openvino"
+        )
+    return predictor
+
+
+def _bytes(said: Prediction, window: int) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
+    return said.enhanced_NHW[window], said.other_class_NHW[window], said.other_NHW[window]
 
 
 def open_torch(bundle: Path, *, window: int) -> TorchPredictor:
@@ -160,17 +221,32 @@ def local_predictor(spec: MapSpec, release: Release, bundle: Path) -> Callable[[
     ``bundle``: folder of the network that ``release`` was exported from.
     """
     settings = spec.map
-    # several workers share the cores of one machine
-    threads = settings.threads or (
-        max(1, (os.cpu_count() or 1) // settings.workers) if settings.workers > 1 else 0
-    )
+    threads = _threads(settings)
     if settings.predictor == "onnx":
         return partial(OnnxPredictor, release.graph("fp32"), threads=threads)
     if settings.predictor == "openvino":
         return partial(OpenVinoPredictor, release.graph("fp32"), threads=threads)
+    if settings.predictor == "openvino_bf16":
+        least = spec.export.reduced_class_agreement["fp16"]
+        return partial(open_bfloat16, release, threads=threads, least=least)
     if settings.predictor == "torch":
         return partial(open_torch, bundle, window=settings.window)
     raise ModelError(
         f"map.predictor {settings.predictor}: only `terrafine` with its serving part can ask a "
         "model server; set map.predictor to onnx"
     )
+
+
+def windows_at_once(settings: MappingSpec) -> int:
+    """How many windows a worker asks about at the same time."""
+    if settings.predictor == "triton":
+        return _ASKED_OF_SERVERS
+    return _threads(settings) if settings.predictor == "openvino_bf16" else 1
+
+
+_ASKED_OF_SERVERS = 4
+
+
+def _threads(settings: MappingSpec) -> int:
+    """Of the predictor in each worker: several workers share the cores of one machine."""
+    return settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)

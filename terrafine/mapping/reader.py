@@ -17,11 +17,19 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.sync import sync
+from zarr.errors import GroupNotFoundError
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import UNWRITTEN, Legend
-from terrafine.mapping.layout import FILLS, Layout, ZoneLayout, overview_grid, read_layout
+from terrafine.mapping.layout import (
+    FILLS,
+    Layout,
+    ZoneLayout,
+    overview_grid,
+    read_json,
+    read_layout,
+)
 
 MAIN = "main"
 
@@ -51,6 +59,18 @@ class Release:
     written_at: datetime
     record: RunRecord
     current: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit of a store. ``kind``: layout, run (its start), wave or overviews; ``shards``: what
+    a wave holds; ``zone``: whose overviews."""
+
+    snapshot: str
+    written_at: datetime
+    kind: str
+    shards: tuple[tuple[str, Window], ...]
+    zone: str | None
 
 
 @dataclass(frozen=True)
@@ -157,11 +177,30 @@ class MapReader:
         with storage_errors(self.path, "read"):
             return np.asarray(self._array(f"{zone}/landcover_{factor}", ref)[:]), grid, window
 
+    def commits(self, ref: str = MAIN) -> Iterator[Commit]:
+        """The history of a state of the store, newest first."""
+        with storage_errors(self.path, "read"):
+            for info in self._ancestry(ref):
+                told = info.metadata
+                yield Commit(
+                    info.id,
+                    info.written_at,
+                    str(told.get("kind", "")),
+                    tuple(map(self._key, told.get("shards", ()))),
+                    told.get("zone"),
+                )
+
+    def planned(self, ref: str = MAIN) -> set[tuple[str, Window]]:
+        """The shards that the run behind a state of the store maps; none before the first run."""
+        with storage_errors(self.path, "read"):
+            stored = read_json(self._root(self.snapshot(ref)), "planned")
+        return {self._key(shard) for shard in stored or ()}
+
     def provenance(self, ref: str = MAIN) -> RunRecord | None:
         """The run behind a state of the store; None before the first release."""
         with storage_errors(self.path, "read"):
-            stored = self._root(self.snapshot(ref)).attrs.get("run")
-        return None if stored is None else _record(stored)
+            root = self._root(self.snapshot(ref))
+            return _record(root) if "run" in root.attrs else None
 
     def explain(self, zone: str, row: int, col: int, ref: str = MAIN) -> Explanation:
         """Scene, model, run and commit of one pixel, given by its global row and column."""
@@ -200,7 +239,7 @@ class MapReader:
                     name,
                     snapshot,
                     self._repository.lookup_snapshot(snapshot).written_at,
-                    _record(self._root(snapshot).attrs["run"]),
+                    _record(self._root(snapshot)),
                     snapshot == current,
                 )
                 for name, snapshot in tags.items()
@@ -236,11 +275,18 @@ class MapReader:
                 f"{self.path}: no zone {zone!r}; it has {', '.join(self.layout.zones)}"
             ) from error
 
+    def _key(self, shard: list[Any]) -> tuple[str, Window]:
+        zone, row, col = shard
+        size = self._zone(zone).shard
+        return zone, Window(row, col, size, size)
+
     def _root(self, snapshot: str) -> zarr.Group:
         session = self._repository.readonly_session(snapshot_id=snapshot)
         try:
             return zarr.open_group(session.store, mode="r")
         except FileNotFoundError as error:
+            # zarr takes a snapshot that cannot be read for an empty one
+            self._repository.lookup_snapshot(snapshot)
             raise MapStoreError(
                 f"{self.path}: an Icechunk store, but no map; map into a new folder"
             ) from error
@@ -277,19 +323,22 @@ def storage_errors(path: Place, what: str) -> Iterator[None]:
             f"{path}: another process has committed to this run meanwhile; let one finish, then "
             "run again: finished shards are kept"
         ) from error
-    except icechunk.IcechunkError as error:
+    except (icechunk.IcechunkError, GroupNotFoundError) as error:
+        # zarr takes what cannot be read for what is not there
+        reason = _reason(error) if isinstance(error, icechunk.IcechunkError) else "no answer"
         raise MapStoreError(
-            f"{path}: the map store cannot be {what}: {_reason(error)}; what was committed before "
-            "is unharmed; see to disk space and permissions, then run again"
+            f"{path}: the map store cannot be {what}: {reason}; what was committed before is "
+            "unharmed; see to disk space, permissions and the bucket's server, then run again"
         ) from error
 
 
-def _record(stored: Any) -> RunRecord:
+def _record(root: zarr.Group) -> RunRecord:
+    stored: Any = root.attrs["run"]
     return RunRecord(
         run=stored["run"],
         model=stored["model"],
         spec=stored["spec"],
-        scenes=tuple(stored["scenes"]),
+        scenes=tuple(read_json(root, "scenes")),
         mapping=stored["mapping"],
         base=stored.get("base"),
     )
@@ -311,7 +360,23 @@ def _open(path: Place) -> icechunk.Repository:
             f"{path}: no map store here; make one with `terrafine map`, or give the folder that "
             "holds one"
         )
-    return icechunk.Repository.open(storage(path))
+    return icechunk.Repository.open(storage(path), config=settings())
+
+
+def settings() -> icechunk.RepositoryConfig:
+    """How Icechunk keeps a map store.
+
+    One manifest for every eight rows of shards, so that a commit writes anew what lies around its
+    shards and not the zone; and caches that hold the last few hundred commits, because a run of a
+    country makes thousands, each read once.
+    """
+    rows: Any = {icechunk.ManifestSplitDimCondition.Axis(0): 8}
+    split = {icechunk.ManifestSplitCondition.AnyArray(): rows}
+    splitting = icechunk.ManifestSplittingConfig.from_dict(split)
+    return icechunk.RepositoryConfig(
+        manifest=icechunk.ManifestConfig(splitting=splitting),
+        caching=icechunk.CachingConfig(num_snapshot_nodes=20_000, num_chunk_refs=100_000),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -7,20 +7,19 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import icechunk
 
 from terrafine.errors import MapStoreError, ModelError, TerrafineError
 from terrafine.legend import Legend
 from terrafine.mapping.plan import Imagery, plan_all
-from terrafine.mapping.predictor import Predictor
+from terrafine.mapping.predictor import Predictor, Served
 from terrafine.mapping.reader import Place
 from terrafine.mapping.store import MapStore
 from terrafine.mapping.update import Base, plan_update
+from terrafine.mapping.watch import MapObserver
 from terrafine.mapping.waves import MapRun
 from terrafine.mapping.write import ShardKey, ShardReceipt, ShardWriter
-from terrafine.progress import Task, progress
 from terrafine.raster import Region
 from terrafine.spec import MappingSpec
 
@@ -36,19 +35,6 @@ ShardRunner = Callable[[Sequence[ShardKey], WriteShard], Receipts]
 It is closed when its work is not wanted any more. Only the driver commits: what a worker that dies
 has written is never seen, and no two commits can meet.
 """
-
-
-class MapObserver(Protocol):
-    """Who is told how a map goes (``terrafine.telemetry.MappingMetrics``)."""
-
-    def started(self, planned: int, done: int) -> None:
-        """A run of ``planned`` shards begins with ``done`` of them."""
-
-    def shard(self, receipt: ShardReceipt) -> None:
-        """A shard was written."""
-
-    def commit(self, shards: int, seconds: float) -> None:
-        """So many shards became readable."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +122,9 @@ def map_all(
         writer = ShardWriter(target.target, imagery, open_predictor, spec, legend, at_once)
         # the one that is open already, where the work is done in this process
         vars(writer)["predictor"] = predictor
-        with progress("map", total=total, unit="shard") as task:
-            if already:
-                task.advance(already)
-            waves = _Waves(target, spec.wave, task, observer)
-            waves.take(run(target.todo(), writer))
+        if observer is not None and isinstance(predictor, Served):
+            observer.served(predictor)
+        _Waves(target, spec.wave, observer).take(run(target.todo(), writer))
         account = target.account()
     return MapOutcome(
         run=target.name,
@@ -156,19 +140,18 @@ def map_all(
 class _Waves:
     """Receipts into commits, told to whoever watches."""
 
-    def __init__(self, target: MapRun, size: int, task: Task, observer: MapObserver | None) -> None:
-        self._target, self._size, self._task, self._observer = target, size, task, observer
-        self._started, self._pixels = time.monotonic(), 0
+    def __init__(self, target: MapRun, size: int, observer: MapObserver | None) -> None:
+        self._target, self._size, self._observer = target, size, observer
         if observer is not None:
-            observer.started(len(target.planned), len(target.planned & target.done.keys()))
+            observer.started(target.planned, target.planned & target.done.keys())
 
     def take(self, receipts: Receipts) -> None:
         """Commit every wave, and what is there of one when the work is broken off."""
         try:
             with closing(receipts):
                 for receipt in receipts:
-                    if self._target.accept(receipt):
-                        self._tell(receipt)
+                    if self._target.accept(receipt) and self._observer is not None:
+                        self._observer.shard(receipt)
                     if self._target.pending >= self._size:
                         self._commit()
         except (TerrafineError, KeyboardInterrupt, SystemExit):
@@ -183,10 +166,3 @@ class _Waves:
         self._target.commit()
         if self._observer is not None and shards:
             self._observer.commit(shards, time.monotonic() - before)
-
-    def _tell(self, receipt: ShardReceipt) -> None:
-        self._pixels += receipt.window.height * receipt.window.width
-        speed = self._pixels / 1e6 / max(time.monotonic() - self._started, 1e-9)
-        self._task.advance(1, mpixel_per_s=speed)
-        if self._observer is not None:
-            self._observer.shard(receipt)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from terrafine.geometry import Window
 from terrafine.legend import Legend, UInt8Array
@@ -95,8 +94,8 @@ def compute_shard(
     may be summed in another order. ``each`` calls a function for all of them, in any order and
     several at once if it likes, and yields the results in theirs.
     """
-    enhances = spec.enhance.enabled and legend.enhanced is not None
-    around = shard.buffered(spec.enhance.block) if enhances else shard
+    margin = margin_of(spec, legend)
+    around = shard.buffered(margin)
     enhanced_HW = np.zeros(around.shape, np.uint8)
     other_class_HW = np.zeros(shard.shape, np.uint8)
     other_HW = np.zeros(shard.shape, np.uint8)
@@ -124,11 +123,16 @@ def compute_shard(
             enhanced_HW[inside],
             other_class_HW,
             other_HW,
-            clahe_mask(enhanced_HW, spec.enhance)[inside] if enhances else None,
+            clahe_mask(enhanced_HW, spec.enhance)[inside] if margin else None,
             enhanced_code=None if legend.enhanced is None else legend.code_of(legend.enhanced),
             spec=spec.enhance,
         )
     return ShardResult(shard, landcover_HW, confidence_HW, source_HW)
+
+
+def margin_of(spec: MappingSpec, legend: Legend) -> int:
+    """Pixels around a shard where the enhanced class is inferred too."""
+    return spec.enhance.block if spec.enhance.enabled and legend.enhanced is not None else 0
 
 
 def _look(
@@ -146,7 +150,7 @@ def _look(
     assert wanted is not None
     with watch.measuring("read"):
         image_CHW, source_HW = imagery.read(seen)
-        shows = _valid(image_CHW, imagery.fill)[wanted.slices(seen)].any()
+        shows = source_HW[wanted.slices(seen)].any()
     with watch.measuring("infer"):
         return core, source_HW, predictor.predict(image_CHW[None]) if shows else None
 
@@ -155,8 +159,3 @@ def _cores(around: Window, imagery: Imagery, size: int) -> list[Window]:
     """Cores of the windows that show something of the imagery inside ``around``."""
     parts = ((core, core.intersection(around)) for core in around.tiles(size))
     return [core for core, part in parts if part is not None and imagery.touches(part)]
-
-
-def _valid(image_CHW: UInt16Array, fill: int) -> npt.NDArray[np.bool_]:
-    """(H, W): no band holds the fill number."""
-    return np.asarray((image_CHW != fill).all(axis=0))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import icechunk
@@ -25,7 +26,7 @@ import zarr
 from terrafine.errors import MapStoreError
 from terrafine.geometry import Window
 from terrafine.legend import Legend
-from terrafine.mapping.layout import Layout, open_overview, write_layout
+from terrafine.mapping.layout import Layout, open_overview, read_json, write_json, write_layout
 from terrafine.mapping.plan import Plan
 from terrafine.mapping.reader import (
     MAIN,
@@ -33,6 +34,7 @@ from terrafine.mapping.reader import (
     Place,
     RunRecord,
     is_map_store,
+    settings,
     storage,
     storage_errors,
 )
@@ -77,7 +79,7 @@ class MapStore(MapReader):
         MapStoreError when it has another legend, zone, grid, extent or shard size.
         """
         plans = tuple(plans)
-        if not is_map_store(path):
+        if not is_map_store(path) or _is_bare(path):
             return cls.create(path, plans, legend)
         store = cls(path)
         different = store.layout.difference(Layout.of(plans, legend))
@@ -127,7 +129,10 @@ class MapStore(MapReader):
         root = zarr.open_group(session.store, mode="r+")
         stored: Any = root.attrs.get("run", {})
         if stored.get("run") != record.run:
-            root.update_attributes({"run": asdict(record), "planned": listed(planned)})
+            told = asdict(record)
+            write_json(root, "scenes", told.pop("scenes"))
+            write_json(root, "planned", listed(planned))
+            root.update_attributes({"run": told})
             session.commit(f"start {record.run}", metadata={"kind": "run", **digests(record)})
 
     def _base(self) -> str:
@@ -159,7 +164,7 @@ class MapStore(MapReader):
     def missing(self, run: str) -> set[ShardKey]:
         """The shards that a run has planned and not committed."""
         with storage_errors(self.path, "read"):
-            planned: Any = self._root(self.snapshot(run)).attrs.get("planned")
+            planned = read_json(self._root(self.snapshot(run)), "planned")
         if planned is None:
             raise MapStoreError(f"{self.path}: {run} is no run; runs: {', '.join(self.runs())}")
         return {self._key(shard) for shard in planned} - self.done(run)
@@ -257,16 +262,20 @@ class MapStore(MapReader):
         with _alone(self.path), storage_errors(self.path, "written"):
             return int(self._repository.garbage_collect(datetime.now(UTC) - age).bytes_deleted)
 
-    def _key(self, shard: list[Any]) -> ShardKey:
-        zone, row, col = shard
-        size = self._zone(zone).shard
-        return zone, Window(row, col, size, size)
-
 
 def _lay_out(place: icechunk.Storage, plans: Iterable[Plan], legend: Legend) -> None:
-    session = icechunk.Repository.open_or_create(place).writable_session(MAIN)
+    repository = icechunk.Repository.open_or_create(place, config=settings())
+    session = repository.writable_session(MAIN)
     write_layout(session.store, Layout.of(plans, legend))
     session.commit("layout", metadata={"kind": "layout"})
+
+
+def _is_bare(path: Place) -> bool:
+    """Whether a process died, or lost its bucket, before it had made the store that it began."""
+    if isinstance(path, Path):  # which is renamed when it is whole
+        return False
+    with storage_errors(path, "opened"):
+        return len(list(icechunk.Repository.open(storage(path)).ancestry(branch=MAIN))) == 1
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import icechunk
 
 from terrafine.errors import MapStoreError
 from terrafine.mapping.reader import RunRecord
@@ -100,20 +102,31 @@ class MapRun:
         wave = sorted(self._wave.items())
         # from workers of this run, which unpickled all they are from this process
         session.merge(*(pickle.loads(receipt.changes) for _, receipt in wave))  # noqa: S301
-        self._tip = session.commit(
-            f"{len(wave)} shards",
-            metadata={
-                "kind": "wave",
-                "shards": listed(self._wave),
-                "accounts": [receipt.account.model_dump(mode="json") for _, receipt in wave],
-                "unreadable": {
-                    scene: why for scene, why in self.unreadable.items() if scene not in self._told
-                },
-                **digests(self.record),
+        metadata = {
+            "kind": "wave",
+            "shards": listed(self._wave),
+            "accounts": [receipt.account.model_dump(mode="json") for _, receipt in wave],
+            "unreadable": {
+                scene: why for scene, why in self.unreadable.items() if scene not in self._told
             },
-        )
+            **digests(self.record),
+        }
+        try:
+            self._tip = session.commit(f"{len(wave)} shards", metadata=metadata)
+        except icechunk.ConflictError:
+            if not self._is_ours(tip := self._newest(), metadata):
+                raise
+            self._tip = tip.id
         self.done |= {key: receipt.account for key, receipt in wave}
         self._told, self._wave = set(self.unreadable), {}
+
+    def _newest(self) -> icechunk.SnapshotInfo:
+        return next(self._store._repository.ancestry(branch=self.name))
+
+    def _is_ours(self, commit: icechunk.SnapshotInfo, metadata: Mapping[str, Any]) -> bool:
+        """A bucket may do what was asked, and its answer be lost: tried again, a commit finds
+        itself in its way."""
+        return commit.parent_id == self._tip and dict(commit.metadata) == metadata
 
     def account(self) -> MapAccount:
         """What was mapped, once planned = written; MapStoreError when a shard is not there.

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ from terrafine.geometry import Window
 from terrafine.legend import Legend
 from terrafine.mapping.layout import FILLS, ZoneLayout
 from terrafine.mapping.plan import Imagery, require_shard
-from terrafine.mapping.predictor import Predictor
+from terrafine.mapping.predictor import Predictor, Served
 from terrafine.mapping.reader import storage_errors
-from terrafine.mapping.shard import Looked, ShardResult, Stopwatch, compute_shard
+from terrafine.mapping.shard import Looked, ShardResult, Stopwatch, compute_shard, margin_of
 from terrafine.spec import MappingSpec
 
 ShardKey = tuple[str, Window]
@@ -50,11 +50,10 @@ class ShardAccount(BaseModel):
     @classmethod
     def of(cls, result: ShardResult) -> ShardAccount:
         """The account of a finished shard."""
-        numbers, counts = np.unique(result.source, return_counts=True)
         return cls(
             checksums={name: checksum(getattr(result, name)) for name in FILLS},
             mapped=int(np.count_nonzero(result.landcover)),
-            scenes=dict(zip(numbers.tolist(), counts.tolist(), strict=True)),
+            scenes=_counted(result.source),
         )
 
     @property
@@ -157,10 +156,16 @@ class ShardWriter:
             predictor=self._turns,
             spec=self.spec,
             legend=self.legend,
-            each=self._ahead,
+            each=partial(self._shared, key),
             watch=watch,
         )
         return result, watch, dict(imagery.unreadable)
+
+    @property
+    def failed_tries(self) -> Mapping[str, int]:
+        """Cause -> tries of this process that model servers did not answer, and were repeated."""
+        opened = vars(self).get("predictor")
+        return opened.failed_tries if isinstance(opened, Served) else {}
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -168,8 +173,36 @@ class ShardWriter:
         return self.open_predictor()
 
     @cached_property
+    def _kept(self) -> _Kept:
+        return _Kept()
+
+    @cached_property
     def _turns(self) -> _Turns:
         return _Turns(self.predictor, threading.Semaphore(self.at_once))
+
+    def _shared(
+        self, key: ShardKey, look: Callable[[Window], Looked], cores: list[Window]
+    ) -> Iterator[Looked]:
+        """Look at the windows of a shard, but for those that the shard to its left has looked at.
+
+        CLAHE needs those around a shard too: of 100 windows for a shard of 8192 pixels, 20 are
+        shared with each neighbour. One shard is inferred after the other, while another is
+        enhanced and written.
+        """
+        zone, shard = key
+        right = Window(shard.row, shard.stop_col, *shard.shape)
+        needed = right.buffered(margin_of(self.spec, self.legend))
+        with self._kept.lock:
+            known = self._kept.hand_over((zone, right), of=key)
+
+            def look_once(core: Window) -> Looked:
+                return known.get(core) or look(core)
+
+            for looked in self._ahead(look_once, cores):
+                core, _, said = looked
+                if said is not None and core.intersection(needed):
+                    self._kept.windows[core] = looked
+                yield looked
 
     def _ahead(self, look: Callable[[Window], Looked], cores: list[Window]) -> Iterator[Looked]:
         """Look at windows, reading one more than is inferred; never more than that in memory."""
@@ -187,7 +220,7 @@ class ShardWriter:
                 pool.shutdown(cancel_futures=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("predictor", "_turns")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("predictor", "_turns", "_kept")}
 
 
 @dataclass(frozen=True)
@@ -206,6 +239,32 @@ class _Turns:
             return self.model.predict(windows_NCHW)
 
 
+class _Kept:
+    """What was said of the windows that the next shard of the row needs as well."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.windows: dict[Window, Looked] = {}
+        self._for: ShardKey | None = None
+
+    def hand_over(self, to: ShardKey, *, of: ShardKey) -> dict[Window, Looked]:
+        """The windows kept for a shard; those for the next are collected from now on."""
+        known = self.windows if self._for == of else {}
+        self.windows, self._for = {}, to
+        return known
+
+
 def checksum(array_HW: np.ndarray[Any, Any]) -> str:
     """BLAKE2b of an array's bytes, 64 bits, in hexadecimal digits."""
     return hashlib.blake2b(np.ascontiguousarray(array_HW).data, digest_size=8).hexdigest()
+
+
+def _counted(source_HW: np.ndarray[Any, Any]) -> dict[int, int]:
+    """Number -> how often it is in an array of whole numbers from 0."""
+    most = int(source_HW.max())
+    if source_HW.min() == most:
+        return {most: source_HW.size}
+    counts = np.zeros(most + 1, np.int64)
+    for row_W in source_HW:
+        counts += np.bincount(row_W, minlength=most + 1)
+    return {int(number): int(counts[number]) for number in np.flatnonzero(counts)}

@@ -5,6 +5,7 @@ from terrafine.raster.bandfile import UInt16Array
 from terrafine.raster.catalogue import catalogue_digest
 from terrafine.raster.geotiff import write_geotiff
 from terrafine.raster.labels import ClassRaster, check_overlap, open_class_raster
+from terrafine.raster.look import look_at, warp_nearest
 from terrafine.raster.mosaic import Mosaic, open_mosaics, scene_names, unreadable_scenes
 from terrafine.raster.points import Points, is_vector, read_points
 from terrafine.raster.region import Region, lonlat_outlines
@@ -26,6 +27,7 @@ __all__ = [
     "check_overlap",
     "is_vector",
     "lonlat_outlines",
+    "look_at",
     "majority",
     "open_class_raster",
     "open_mosaics",
@@ -33,6 +35,7 @@ __all__ = [
     "read_points",
     "scene_names",
     "unreadable_scenes",
+    "warp_nearest",
     "write_geotiff",
     "write_vrt",
 ]

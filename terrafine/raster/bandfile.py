@@ -108,6 +108,17 @@ class BandFile:
             stored, missing = stored[pick], missing[pick]
         return stored, missing, rows, cols
 
+    def thinned(self, part: Window, step: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Every ``step``-th stored pixel or so (bands, ceil(H / step), ceil(W / step)) of ``part``
+        of the file's own pixels, from its overviews where it has them, and where they are nodata.
+        """
+        row, col = part.row - self.window.row, part.col - self.window.col
+        box = rasterio.windows.Window(col, row, part.width, part.height)
+        shape = (len(self.indexes), *(-(-side // step) for side in part.shape))
+        with opened(self.path) as dataset:
+            stored = dataset.read(list(self.indexes), window=box, out_shape=shape)
+            return stored, self._missing(dataset, stored, box)
+
     def _sources(self, part: Window, grid: PixelGrid) -> tuple[Int64Array, Int64Array]:
         if grid == self.grid:
             return (
@@ -124,29 +135,30 @@ class BandFile:
 
     def _missing(self, dataset: Any, stored: npt.NDArray[Any], box: Any) -> npt.NDArray[np.bool_]:
         flags = dataset.mask_flag_enums[self.indexes[0] - 1]
+        nodata = _nodata(dataset, self.indexes) if self.nodata is None else self.nodata
+        if nodata is None:
+            missing = np.zeros(stored.shape, bool)
+        else:
+            missing = np.isnan(stored) if math.isnan(nodata) else np.asarray(stored == nodata)
         # An alpha band is left alone: GDAL takes the fourth band of many RGB + NIR files for one.
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-            missing = dataset.read_masks(list(self.indexes), window=box) == 0
-        else:
-            missing = np.zeros(stored.shape, bool)
-        nodata = _nodata(dataset, self.indexes) if self.nodata is None else self.nodata
-        if nodata is not None:
-            missing |= np.isnan(stored) if math.isnan(nodata) else stored == nodata
+            masks = dataset.read_masks(list(self.indexes), window=box, out_shape=stored.shape)
+            missing |= masks == 0
         return np.asarray(missing)
 
     def read_uint16(
         self, part: Window, grid: PixelGrid, *, fill: int, scale: float
-    ) -> list[UInt16Array]:
+    ) -> UInt16Array | list[UInt16Array]:
         """The bands of ``part``: stored values times ``scale``, rounded, ``fill`` where missing.
 
         RasterError names file, band, row, column and value of a number that fits no uint16.
         """
         stored_CHW, missing_CHW, rows, cols = self.read(part, grid)
+        if scale == 1 and stored_CHW.dtype == np.uint16:
+            np.copyto(stored_CHW, np.uint16(fill), where=missing_CHW)
+            return stored_CHW
         bands = []
         for index, stored_HW, missing_HW in zip(self.indexes, stored_CHW, missing_CHW, strict=True):
-            if scale == 1 and stored_HW.dtype == np.uint16:
-                bands.append(np.where(missing_HW, np.uint16(fill), stored_HW))
-                continue
             scaled = stored_HW.astype(np.float64) * scale
             rounded = np.rint(scaled)
             # NaN compares false, so it is wrong too

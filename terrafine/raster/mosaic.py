@@ -51,7 +51,7 @@ class Mosaic:
         the image is ``fill``. A scene that cannot be read in this window is a RasterError or,
         where the mosaic ``skips``, reported, and nothing of it is in this window.
         """
-        image_CHW = np.full((self.bands, *window.shape), self.fill, np.uint16)
+        image_CHW: UInt16Array | None = None
         source_HW = np.zeros(window.shape, np.uint16)
         for number, scene, part in self._parts(window):
             place = part.slices(within=window)
@@ -65,10 +65,21 @@ class Mosaic:
                     raise
                 self._report(scene.name, str(error))
                 continue
-            taken_HW = missing_HW & (scene_CHW != self.fill).all(axis=0)
-            np.copyto(image_CHW[:, *place], scene_CHW, where=taken_HW)
-            source_HW[place][taken_HW] = number
-        return image_CHW, source_HW
+            taken_HW = missing_HW
+            for band_HW in scene_CHW:
+                taken_HW &= band_HW != self.fill
+            if image_CHW is None and part == window:
+                image_CHW = scene_CHW
+                np.copyto(image_CHW, np.uint16(self.fill), where=~taken_HW)
+            else:
+                if image_CHW is None:
+                    image_CHW = self._nothing(window)
+                np.copyto(image_CHW[:, *place], scene_CHW, where=taken_HW)
+            np.copyto(source_HW[place], np.uint16(number), where=taken_HW)
+        return (self._nothing(window) if image_CHW is None else image_CHW), source_HW
+
+    def _nothing(self, window: Window) -> UInt16Array:
+        return np.full((self.bands, *window.shape), self.fill, np.uint16)
 
     def _report(self, scene: str, reason: str) -> None:
         if scene not in self.unreadable:
@@ -88,6 +99,10 @@ class Mosaic:
     def touches(self, window: Window) -> bool:
         """Whether any scene covers a part of ``window``."""
         return bool(self._touching(window).any())
+
+    def scenes_at(self, window: Window) -> tuple[AnyScene, ...]:
+        """The scenes that cover a part of ``window``, by priority."""
+        return tuple(self.scenes[index] for index in np.flatnonzero(self._touching(window)))
 
     def _parts(self, window: Window) -> Iterator[tuple[int, AnyScene, Window]]:
         """Number, scene and covered part of ``window``, by priority."""

@@ -61,8 +61,12 @@ class Scene:
         file, band, row, column and value of a number that fits no uint16 (NaN, negative, too
         large, or not whole at scale 1).
         """
-        image_CHW = np.full((self.bands, *window.shape), self.fill, np.uint16)
         part = window.intersection(self.window)
+        if part == window and len(self.files) == 1 and self.mask is None:
+            (file,) = self.files
+            found = file.read_uint16(part, self.grid, fill=self.fill, scale=self.scale)
+            return np.asarray(found)
+        image_CHW = np.full((self.bands, *window.shape), self.fill, np.uint16)
         if part is None:
             return image_CHW
         rows, cols = part.slices(within=window)
@@ -132,6 +136,11 @@ class ListedScene:
     def read(self, window: Window) -> UInt16Array:
         """As :meth:`Scene.read`; RasterError too when the files are not what was listed."""
         return _as_found(self).read(window)
+
+
+def as_found(scene: Scene | ListedScene) -> Scene:
+    """The scene with its files checked; RasterError when they are not what was listed."""
+    return scene if isinstance(scene, Scene) else _as_found(scene)
 
 
 @lru_cache(maxsize=_REMEMBERED)

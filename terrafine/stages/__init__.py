@@ -1,6 +1,8 @@
 """The stages: the list of them is the architecture."""
 
+from terrafine.stages.adopt import ADOPT, release_stage
 from terrafine.stages.assess import ASSESS, open_reference
+from terrafine.stages.deploy import DEPLOY
 from terrafine.stages.engine import Engine, Job, Manifest
 from terrafine.stages.export import EXPORT
 from terrafine.stages.filter import FILTER
@@ -21,10 +23,12 @@ ENGINE = Engine(
         ASSESS,
         GATE,
         EXPORT,
+        DEPLOY,
+        ADOPT,
         MAP,
         PUBLISH,
         REFUSE,
     ]
 )
 
-__all__ = ["ENGINE", "Engine", "Job", "Manifest", "check_store", "open_reference"]
+__all__ = ["ENGINE", "Engine", "Job", "Manifest", "check_store", "open_reference", "release_stage"]

@@ -57,7 +57,7 @@ _REMEMBERED = 64
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(chips_place(job, needed["label"]))
     candidate = _predictor(job, store, job.output(needed["prune"], "model"))
-    labels = open_class_raster(job.spec.labels, store.legend, job.data)
+    labels = open_class_raster(job.spec.label_product, store.legend, job.data)
 
     def product(mosaic: Mosaic) -> ReadMap:
         return partial(labels.read, mosaic.grid)
@@ -103,7 +103,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 
 def sample_map(
     job: Job,
-    store: ChipStore,
+    store: ChipStore | None,
     read_map: Callable[[Mosaic], ReadMap],
     read_other: Callable[[Mosaic], ReadMap] | None,
 ) -> Samples:
@@ -122,24 +122,25 @@ def sample_map(
                 mosaic.grid,
                 assessed_windows(job.spec, store, mosaic),
                 reference,
-                unit=job.spec.assess.unit,
+                unit=job.spec.assessment.unit,
                 read_other=read_other(mosaic) if read_other else None,
             )
         )
     return Samples.concatenate(parts)
 
 
-def assessed_windows(spec: MapSpec, store: ChipStore, mosaic: Mosaic) -> list[Window]:
-    """The validation chips of a zone, or all its shards."""
-    if spec.assess.reference.region == "all":
+def assessed_windows(spec: MapSpec, store: ChipStore | None, mosaic: Mosaic) -> list[Window]:
+    """The validation chips of a zone, or all its shards, which takes no chips."""
+    if spec.assessment.reference.region == "all":
         return Plan.of(mosaic, spec.map).shards()
+    assert store is not None, "nothing was kept from a training: checked by those who ask"
     chips = store.indexes("validation").tolist()
     return [store.window(i) for i in chips if store.table["zone"].iloc[i] == mosaic.zone]
 
 
 def open_reference(spec: MapSpec, data: Path) -> Reference:
     """The reference the spec names: points, or a raster through its crosswalk."""
-    source, legend = spec.assess.reference, spec.resolve_legend()
+    source, legend = spec.assessment.reference, spec.resolve_legend()
     if is_vector(resolve_in(data, source.file)):
         return read_points(source, legend, data)
     return open_class_raster(source, legend, data)
@@ -147,7 +148,7 @@ def open_reference(spec: MapSpec, data: Path) -> Reference:
 
 def report(job: Job, samples: Samples, name: str) -> AccuracyReport:
     """The accuracy report of one map with the spec's options."""
-    source, options = job.spec.assess.reference, job.spec.assess
+    source, options = job.spec.assessment.reference, job.spec.assessment
     points = is_vector(resolve_in(job.data, source.file))
     return assess(
         samples,
@@ -168,8 +169,8 @@ def paired(job: Job, samples: Samples, first: str, second: str) -> PairedCompari
         job.spec.resolve_legend().codes,
         first=first,
         second=second,
-        resamples=job.spec.assess.bootstrap,
-        confidence=job.spec.assess.confidence,
+        resamples=job.spec.assessment.bootstrap,
+        confidence=job.spec.assessment.confidence,
         seed=job.spec.seed,
     )
 
@@ -269,7 +270,7 @@ def _flat(name: str, figure: Figure) -> dict[str, Metric]:
 
 def _files(spec: MapSpec) -> list[str]:
     champion = [spec.gate.champion] if spec.gate.champion else []
-    return [*scene_files(spec), spec.labels.file, spec.assess.reference.file, *champion]
+    return [*scene_files(spec), spec.label_product.file, spec.assessment.reference.file, *champion]
 
 
 ASSESS = Stage(

@@ -28,18 +28,29 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 import terrafine
 from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
-from terrafine.export import Release
-from terrafine.mapping import Predictor, ShardRunner, in_sequence, local_predictor
+from terrafine.export import Release, read_description
+from terrafine.mapping import MapWatch, Predictor, ShardRunner, in_sequence, local_predictor
 from terrafine.progress import announce
 from terrafine.raster import catalogue_digest
-from terrafine.spec import MappingSpec, MapSpec, data_root, load_spec, parse_spec, resolve_in
+from terrafine.spec import (
+    MappingSpec,
+    MapSpec,
+    ServeSpec,
+    data_root,
+    load_spec,
+    parse_spec,
+    resolve_in,
+)
 from terrafine.stages.fit import Trainer, fit
-from terrafine.telemetry import MappingMetrics
+from terrafine.status import StageStatus, keep_done, recorded
+from terrafine.storage import Storage
 
 T = TypeVar("T")
 
 CATALOGUE = "imagery.catalogue"
 """Stands among a stage's files for all that the catalogue names."""
+CHAMPION = "champion"
+"""Stands among them for the released model."""
 
 Metric = float | int | str
 
@@ -81,7 +92,7 @@ class Manifest(BaseModel):
         return read_json(path, TypeAdapter(cls))
 
 
-def one_process(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
+def one_process(spec: MappingSpec, watch: MapWatch) -> ShardRunner:
     """The map runner without an engine: ``map.workers`` count for nothing."""
     return in_sequence
 
@@ -89,15 +100,16 @@ def one_process(spec: MappingSpec, metrics: MappingMetrics) -> ShardRunner:
 @dataclass(frozen=True)
 class Job:
     """A spec, where its data are, where results go, and which engines carry out a training, build
-    chips (for the number of workers the spec wants), map and infer."""
+    chips (for the number of workers the spec wants), map, infer and deploy."""
 
     spec: MapSpec
     data: Path
     workdir: Path
     trainer: Trainer = fit
     chip_runner: Callable[[int], BuildRunner] = local_runner
-    map_runner: Callable[[MappingSpec, MappingMetrics], ShardRunner] = one_process
+    map_runner: Callable[[MappingSpec, MapWatch], ShardRunner] = one_process
     predictor: Callable[[MapSpec, Release, Path], Callable[[], Predictor]] = local_predictor
+    deployer: Callable[[Release, ServeSpec], Mapping[str, Metric]] | None = None
 
     @classmethod
     def open(cls, spec_file: Path, *, data: Path | None, workdir: Path | None) -> Job:
@@ -144,12 +156,27 @@ class Stage:
     """One arrow of the design: what it needs, what it reads and what it does."""
 
     name: str
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] | None
+    """stages before it where a model is trained; None: it has no part in that"""
     sections: tuple[str, ...]
     work: Work
     files: Callable[[MapSpec], Sequence[str]] = lambda spec: ()
+    needs_with_champion: tuple[str, ...] | None = None
+    """the same where the spec names a champion to map with"""
     resumable: bool = False
     result_exists: Callable[[Job, Manifest], bool] = lambda job, manifest: True
+
+    def stands_on(self, spec: MapSpec) -> tuple[str, ...]:
+        """Names of the stages before it; StageError where the spec leaves it nothing to do."""
+        needs = self.needs if spec.champion is None else self.needs_with_champion
+        if needs is not None:
+            return needs
+        if spec.champion is None:
+            raise StageError(f"stage {self.name} needs a spec that names a `champion`; add it")
+        raise StageError(
+            f"stage {self.name} has nothing to do: the spec maps with the released model "
+            f"{spec.champion} (`champion`); leave that out to train one"
+        )
 
 
 def file_digest(path: Path) -> str:
@@ -168,6 +195,11 @@ def source_digests(job: Job, stage: Stage) -> dict[str, str]:
     for name in stage.files(job.spec):
         if name == CATALOGUE:
             found[name] = catalogue_digest(job.spec.imagery, job.data.resolve())
+            continue
+        if name == CHAMPION:
+            # it names every other file by its SHA-256
+            description = read_description(champion_place(job))
+            found[name] = hashlib.sha256(description).hexdigest()
             continue
         path = resolve_in(job.data, name)
         if not path.exists():
@@ -189,17 +221,34 @@ def source_digests(job: Job, stage: Stage) -> dict[str, str]:
     return found
 
 
+def champion_place(job: Job) -> Storage:
+    """Where the released model is that the spec maps with."""
+    assert job.spec.champion is not None, "only a stage that stands on a champion asks"
+    if "://" in job.spec.champion:
+        return Storage.at(job.spec.champion)
+    return Storage.at(resolve_in(job.data, job.spec.champion))
+
+
 class Engine:
     """Runs stages, each once per digest. ``stages``: every one after those it needs."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = {stage.name: stage for stage in stages}
 
+    def names(self, spec: MapSpec) -> list[str]:
+        """Stages that have a part in a run of ``spec``, in their order."""
+        return [
+            name
+            for name, stage in self.stages.items()
+            if (stage.needs if spec.champion is None else stage.needs_with_champion) is not None
+        ]
+
     def digests(self, job: Job, name: str) -> dict[str, str]:
         """Digest of stage ``name`` and of all it stands on: equal ones give equal outputs."""
         stage = self.stages[name]
+        needs = stage.stands_on(job.spec)
         found: dict[str, str] = {}
-        for need in stage.needs:
+        for need in needs:
             if need not in found:
                 found |= self.digests(job, need)
         found[name] = _sha256(
@@ -208,7 +257,7 @@ class Engine:
                 "terrafine": terrafine.__version__,
                 "sections": job.spec.digest("seed", "legend", *stage.sections),
                 "sources": source_digests(job, stage),
-                "needs": {need: found[need] for need in stage.needs},
+                "needs": {need: found[need] for need in needs},
             }
         )
         return found
@@ -245,10 +294,16 @@ class Engine:
                 done = self._find(job, name, digests[name])
                 if done is None:
                     announce(stage=name, state="started")
-                    done = self._work(job, self.stages[name], digests[name], needed)
+                    with recorded(job.workdir, _begun(job, name, digests[name])) as record:
+                        done = self._work(job, self.stages[name], digests[name], needed)
+                        record.finish(done.metrics, done.seconds)
                     announce(stage=name, state="done", seconds=done.seconds, metrics=done.metrics)
                     return done
         _point(folder)
+        keep_done(
+            job.workdir, _begun(job, name, done.digest), created=done.created,
+            seconds=done.seconds, metrics=done.metrics,
+        )  # fmt: skip
         announce(stage=name, state="skipped", metrics=done.metrics)
         return done
 
@@ -261,7 +316,7 @@ class Engine:
 
     def _needed(self, job: Job, name: str, digests: Mapping[str, str]) -> dict[str, Manifest]:
         found = {}
-        for need in self.stages[name].needs:
+        for need in self.stages[name].stands_on(job.spec):
             manifest = self._find(job, need, digests[need])
             if manifest is None:
                 raise StageError(
@@ -311,6 +366,17 @@ class Engine:
 
     def _folder(self, job: Job, name: str, digest: str) -> Path:
         return job.workdir / name / digest[:12]
+
+
+def _begun(job: Job, name: str, digest: str) -> StageStatus:
+    training = job.spec.training.workers
+    most = training if isinstance(training, int) else max(training)
+    workers = {
+        "label": job.spec.chips.workers,
+        **dict.fromkeys(("train-preliminary", "train", "prune"), most),
+        "map": job.spec.map.workers,
+    }
+    return StageStatus.begun(name, digest, serves=job.spec.serve.name, workers=workers.get(name, 1))
 
 
 def read_json(path: Path, kind: TypeAdapter[T]) -> T:

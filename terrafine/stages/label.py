@@ -21,7 +21,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     spec = job.spec
     legend = spec.resolve_legend()
     mosaics = open_mosaics(spec.imagery, job.data)
-    labels = open_class_raster(spec.labels, legend, job.data)
+    labels = open_class_raster(spec.label_product, legend, job.data)
     check_overlap(labels, list(mosaics.values()))
     store = build_chips(
         _place(spec, folder),
@@ -67,7 +67,7 @@ LABEL = Stage(
     name="label",
     needs=(),
     sections=("imagery", "labels", "chips"),
-    files=lambda spec: [*scene_files(spec), spec.labels.file],
+    files=lambda spec: [*scene_files(spec), spec.label_product.file],
     work=_work,
     resumable=True,
 )

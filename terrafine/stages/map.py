@@ -18,6 +18,7 @@ from terrafine.mapping import (
     Base,
     MapOutcome,
     MapStore,
+    MapWatch,
     OnnxPredictor,
     Place,
     Predictor,
@@ -31,9 +32,11 @@ from terrafine.mapping import (
     plan_all,
     release_record,
     verify_sample,
+    windows_at_once,
 )
 from terrafine.raster import Mosaic, Region, open_mosaics, scene_names, unreadable_scenes
-from terrafine.spec import MapSpec
+from terrafine.spec import MappingSpec, MapSpec
+from terrafine.stages.adopt import release_stage
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
 from terrafine.telemetry import MappingMetrics, serve
@@ -43,12 +46,9 @@ STORE = "map.icechunk"
 # scene -> why it could not be read by this run
 _UNREADABLE = "unreadable.json"
 
-# windows that a worker asks model servers about at the same time
-_AT_ONCE = 4
-
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
-    graph = str(needed["export"].metrics["graph"])
+    graph = str(needed[release_stage(job.spec)].metrics["graph"])
     done = map_scenes(job, *_inputs(job, needed), graph_digest=graph)
     (folder / _UNREADABLE).write_text(json.dumps(done.unreadable, indent=1))
     outside = job.spec.map.storage
@@ -82,7 +82,7 @@ def map_scenes(
     that it did not have, or could not read.
     """
     spec, place = job.spec, map_place(job)
-    with _measured(spec.map.metrics_port) as metrics:
+    with _measured(spec.map) as metrics, MapWatch(metrics) as watch:
         done = map_all(
             place,
             mosaics,
@@ -93,10 +93,10 @@ def map_scenes(
             model_digest=exact.info.model,
             spec_digest=_pixels_digest(job, graph_digest),
             region=map_region(job),
-            run=job.map_runner(spec.map, metrics),
-            at_once=_AT_ONCE if spec.map.predictor == "triton" else 1,
+            run=job.map_runner(spec.map, watch),
+            at_once=windows_at_once(spec.map),
             base=None if base is None else _since(base, MapStore(place), mosaics),
-            observer=metrics,
+            observer=watch,
         )
     return replace(done, unreadable={**unreadable_scenes(mosaics), **done.unreadable})
 
@@ -113,15 +113,18 @@ _Inputs = tuple[OnnxPredictor, dict[str, Mosaic], Callable[[], Predictor]]
 
 
 def _inputs(job: Job, needed: Mapping[str, Manifest]) -> _Inputs:
-    """As :func:`open_inputs`, of a run's own model."""
-    graph = job.output(needed["export"], "graph")
-    if file_digest(graph) != needed["export"].metrics["graph"]:
+    """As :func:`open_inputs`, of a run's own model or of the champion it took."""
+    made = needed[release_stage(job.spec)]
+    graph = job.output(made, "graph")
+    if file_digest(graph) != made.metrics["graph"]:
         raise StageError(
-            f"{graph}: changed since it was exported, so its gate no longer vouches for it; delete "
-            f"{graph.parent} and export again"
+            f"{graph}: changed since stage {made.stage} left it, so its gate no longer vouches for "
+            f"it; delete {job.workdir / made.stage} and run `terrafine {made.stage} SPEC` again"
         )
-    release = read_release(job.output(needed["export"], "release"))
-    return open_inputs(job, release, graph, job.output(needed["prune"], "model"))
+    release = read_release(job.output(made, "release"))
+    # an adopted release has no weights, and a spec that asks torch for them is refused
+    bundle = job.output(needed["prune"], "model") if "prune" in needed else release.folder
+    return open_inputs(job, release, graph, bundle)
 
 
 def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> _Inputs:
@@ -149,11 +152,26 @@ def verify_map(
 
 
 @contextmanager
-def _measured(port: int | None) -> Iterator[MappingMetrics]:
+def _measured(spec: MappingSpec) -> Iterator[MappingMetrics]:
     """Metrics of a map, served meanwhile where the spec wants it."""
-    registry = CollectorRegistry()
+    registry, port = CollectorRegistry(), spec.metrics_port
     with serve(port, registry, key="map.metrics_port") if port else nullcontext():
-        yield MappingMetrics(registry=registry)
+        yield MappingMetrics(wave=spec.wave, registry=registry)
+
+
+def require_begun(job: Job, needed: Mapping[str, Manifest]) -> None:
+    """StageError unless the map of this spec and this model was begun in its store."""
+    made = needed[release_stage(job.spec)]
+    model = read_release(job.output(made, "release")).info.model
+    place, runs = map_place(job), list[str]()
+    if is_map_store(place):
+        store, digest = MapStore(place), _pixels_digest(job, str(made.metrics["graph"]))
+        if store.run_name(model=model, spec=digest) in (runs := list(store.runs())):
+            return
+    raise StageError(
+        f"{place}: there is nothing to resume: no map of this spec with model {model[:12]} was "
+        f"begun here (runs: {', '.join(runs) or 'none'}); begin it with `terrafine map SPEC`"
+    )
 
 
 def check_store(job: Job) -> None:
@@ -204,6 +222,7 @@ def _result_exists(job: Job, manifest: Manifest) -> bool:
 MAP = Stage(
     name="map",
     needs=("export", "prune"),
+    needs_with_champion=("adopt",),
     sections=("imagery", "map"),
     files=_files,
     work=_work,

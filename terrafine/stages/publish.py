@@ -109,9 +109,10 @@ class ZoneRelease:
 def _publish(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store, run = MapStore(map_place(job)), str(needed["map"].metrics["run"])
     mosaics = open_mosaics(job.spec.imagery, job.data)
-    name = f"{job.spec.name}-{run.removeprefix('run-')}"
+    name = job.spec.publish.release or f"{job.spec.name}-{run.removeprefix('run-')}"
     assessed = _assess_release(job, needed, store, run)
-    (folder / "accuracy.json").write_text(assessed.model_dump_json(indent=1))
+    if assessed is not None:
+        (folder / "accuracy.json").write_text(assessed.model_dump_json(indent=1))
     write_overviews(store, run, workers=os.cpu_count() or 1)
     places = []
     with progress("publish", total=3 * len(mosaics), unit="step") as task:
@@ -143,9 +144,14 @@ def _publish(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 
 def _assess_release(
     job: Job, needed: Mapping[str, Manifest], store: MapStore, run: str
-) -> AccuracyReport:
-    """The accuracy of the map as it will be read, not of the network that made it."""
-    chips = open_chips(chips_place(job, needed["label"]))
+) -> AccuracyReport | None:
+    """The accuracy of the map as it will be read, not of the network that made it.
+
+    None where a champion mapped and there is no reference that no model was trained on.
+    """
+    if "label" not in needed and not _independent(job.spec):
+        return None
+    chips = open_chips(chips_place(job, needed["label"])) if "label" in needed else None
     samples = sample_map(
         job,
         chips,
@@ -155,6 +161,10 @@ def _assess_release(
     return report(job, samples, "map")
 
 
+def _independent(spec: MapSpec) -> bool:
+    return spec.assess is not None and spec.assess.reference.region == "all"
+
+
 def _refuse(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     mosaic = next(iter(open_mosaics(job.spec.imagery, job.data).values()))
     write_report(job, needed, mosaic, folder / "report.html", None)
@@ -162,12 +172,14 @@ def _refuse(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 
 
 def _files(spec: MapSpec) -> list[str]:
-    return [*scene_files(spec), spec.labels.file, spec.assess.reference.file]
+    labels = [spec.labels.file] if spec.labels else []
+    return [*scene_files(spec), *labels, *([spec.assess.reference.file] if spec.assess else [])]
 
 
 PUBLISH = Stage(
     name="publish",
     needs=(*_NEEDS, "export", "map"),
+    needs_with_champion=("adopt", "map"),
     sections=("name", "imagery", "labels", "assess", "map", "publish"),
     files=_files,
     work=_publish,

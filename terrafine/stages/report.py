@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from terrafine.accuracy import AccuracyReport, GateDecision
+from terrafine.export import read_release
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import UInt8Array
 from terrafine.pruning import PruningRecord
@@ -46,7 +47,7 @@ class MapLayers:
     read: Callable[..., UInt8Array]
     pixels: Mapping[int, int]
     release: str
-    accuracy: AccuracyReport
+    accuracy: AccuracyReport | None
 
 
 def write_report(
@@ -60,8 +61,6 @@ def write_report(
     spec, legend = job.spec, job.spec.resolve_legend()
     readers = _readers(job, mosaic, layers)
     view = _view(mosaic, mosaic.window, readers)
-    evidence = read_json(job.output(needed["assess"], "evidence"), EVIDENCE)
-    agreement = filtered_chips(job, needed["filter"])["agreement"].to_numpy()
     data = ReportData(
         title=spec.publish.title or spec.name,
         created=datetime.now(UTC),
@@ -71,7 +70,28 @@ def write_report(
         bands=spec.imagery.bands,
         zooms=_zooms(job, mosaic, view, readers) if layers else (),
         class_pixels=None if layers is None else layers.pixels,
-        accuracy=layers.accuracy if layers else evidence.report,
+        notes=spec.publish.notes,
+        provenance=_provenance(job, needed, layers),
+        spec_text=spec.to_yaml(),
+        reference_title=f"Reference: {spec.assess.reference.file}" if spec.assess else "",
+        accuracy=layers.accuracy if layers else None,
+    )
+    data = _adopted(job, needed, data) if "adopt" in needed else _trained(job, needed, data)
+    path.write_text(render_report(data), encoding="utf-8")
+
+
+def _adopted(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> ReportData:
+    """With the verdict that the champion was released with."""
+    return replace(data, gate=read_release(job.output(needed["adopt"], "release")).info.gate)
+
+
+def _trained(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> ReportData:
+    """With what the run's own training and assessment left."""
+    evidence = read_json(job.output(needed["assess"], "evidence"), EVIDENCE)
+    agreement = filtered_chips(job, needed["filter"])["agreement"].to_numpy()
+    return replace(
+        data,
+        accuracy=data.accuracy or evidence.report,
         product_accuracy=evidence.product,
         difference=evidence.against_product,
         gate=read_json(job.output(needed["gate"], "decision"), TypeAdapter(GateDecision)),
@@ -79,27 +99,20 @@ def write_report(
         history=_history(job, needed["train"]),
         pruning=_pruning(job, needed["prune"]),
         agreement=agreement[np.isfinite(agreement)],
-        agreement_threshold=spec.filter.min_agreement,
-        notes=spec.publish.notes,
-        provenance=_provenance(job, needed, layers),
-        spec_text=spec.to_yaml(),
-        reference_title=f"Reference: {spec.assess.reference.file}",
+        agreement_threshold=job.spec.filter.min_agreement,
     )
-    path.write_text(render_report(data), encoding="utf-8")
 
 
 def _readers(job: Job, mosaic: Mosaic, layers: MapLayers | None) -> dict[str, Read]:
     """Name of a view's array -> how to read it."""
-    legend = job.spec.resolve_legend()
-    labels = open_class_raster(job.spec.labels, legend, job.data)
-    reference = open_reference(job.spec, job.data)
-    readers: dict[str, Read] = {
-        "image_CHW": lambda window: mosaic.read(window)[0],
-        "product_HW": lambda window: labels.read(mosaic.grid, window),
-    }
+    readers: dict[str, Read] = {"image_CHW": lambda window: mosaic.read(window)[0]}
+    if job.spec.labels is not None:
+        labels = open_class_raster(job.spec.labels, job.spec.resolve_legend(), job.data)
+        readers["product_HW"] = lambda window: labels.read(mosaic.grid, window)
+    reference = None if job.spec.assess is None else open_reference(job.spec, job.data)
     if isinstance(reference, ClassRaster):
         readers["reference_HW"] = lambda window: reference.read(mosaic.grid, window)
-    else:
+    elif reference is not None:
         points = reference.to_crs(mosaic.grid.crs)
         readers["reference_HW"] = lambda window: _painted(points, mosaic.grid, window)
     if layers is not None:
@@ -129,7 +142,8 @@ def _zooms(
     job: Job, mosaic: Mosaic, view: View, readers: Mapping[str, Read]
 ) -> tuple[ZoomView, ...]:
     assert view.map_HW is not None, "zooms need a map"
-    assert view.product_HW is not None, "every run has a product"
+    if view.product_HW is None:
+        return ()
     options = job.spec.publish
     found = most_different(
         view.map_HW,

@@ -115,7 +115,7 @@ def _confusion(job: Job) -> tuple[tuple[float, ...], ...] | None:
     """What is published of how the spec's label product errs, where the spec wants it."""
     if job.spec.training.label_confusion is None:
         return None
-    return published_confusion(job.spec.labels.crosswalk, job.spec.resolve_legend())
+    return published_confusion(job.spec.label_product.crosswalk, job.spec.resolve_legend())
 
 
 def clear_training(folder: Path, place: Storage) -> None:

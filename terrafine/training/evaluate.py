@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terrafine.errors import TrainingError
+from terrafine.errors import LossError, TrainingError
 from terrafine.models.raw import RawModel
 from terrafine.training.data import Batch
 from terrafine.training.group import ALONE, Group
@@ -48,7 +48,7 @@ def evaluate(
 ) -> Evaluation:
     """Run ``model`` in evaluation mode over this worker's ``batches``; counts are of all workers.
 
-    Raises TrainingError when no pixel has a label, or the loss is not finite.
+    Raises TrainingError when no pixel has a label, LossError when the loss is not finite.
     """
     model.eval()
     classes = len(loss.weights)
@@ -71,7 +71,7 @@ def evaluate(
             "best; raise chips.validation_fraction or lower chips.block"
         )
     if not math.isfinite(total):
-        raise TrainingError(
+        raise LossError(
             "the loss on the validation chips is not a number; lower training.learning_rate"
         )
     return Evaluation(total / weight, counts.view(classes, classes).cpu())

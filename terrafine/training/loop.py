@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrafine.errors import StorageError, TrainingError
+from terrafine.errors import LossError, StorageError, TrainingError
 from terrafine.legend import Legend
 from terrafine.models.raw import RawModel
 from terrafine.spec import TrainingSpec
@@ -305,7 +305,7 @@ class _Training:
                     group=run.group,
                 )
         except TrainingError as error:
-            raise TrainingError(f"epoch {epoch}: {error}; {self.checkpoints.kept()}") from error
+            raise type(error)(f"epoch {epoch}: {error}; {self.checkpoints.kept()}") from error
 
     def _report(self, record: StepRecord) -> None:
         if self.curves is not None:
@@ -318,10 +318,10 @@ class _Training:
             **{"Mpixel/s": record.pixels_per_second / 1e6},
         )
 
-    def _explain(self, step: int, loss: float) -> TrainingError:
+    def _explain(self, step: int, loss: float) -> LossError:
         """For a loss that is not a number after ``step`` steps."""
         epoch, epoch_step = divmod(step - 1, self.run.plan.steps)
-        return TrainingError(
+        return LossError(
             f"epoch {epoch + 1}, step {epoch_step + 1} ({step} in all): the loss is {loss} on "
             f"chips {self.run.chips_of(step - 1)}; lower training.learning_rate, or look at "
             f"these chips; {self.checkpoints.kept()}"

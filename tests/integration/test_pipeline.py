@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from terrafine.stages import ENGINE, Job
 from tests.scenes import Project, make_project
 
 PROMOTED = [
-    "label", "train-preliminary", "filter", "train", "prune", "assess", "gate", "export", "map",
-    "publish",
+    "label", "train-preliminary", "filter", "train", "prune", "assess", "gate", "export",
+    "deploy", "map", "publish",
 ]  # fmt: skip
 REFUSED = [*PROMOTED[:7], "refuse"]
 
@@ -97,6 +98,26 @@ def test_assess_reads_the_store_and_the_geotiff_alike(released: tuple[Project, P
         reports.append(json.loads(done.stdout))
     assert reports[0]["matrix"] == reports[1]["matrix"]
     assert reports[0]["overall_accuracy"]["value"] > 0.5
+
+
+def test_the_released_model_alone_makes_the_same_map(
+    released: tuple[Project, Path], tmp_path: Path
+) -> None:
+    project, workdir = released
+    for name in ("scene.tif", "spec.yaml"):
+        shutil.copy(project.root / name, tmp_path)
+    shutil.copytree(workdir / "export/latest/release", tmp_path / "champion")
+    alone = Project(tmp_path, project.truth_HW, project.image_CHW)
+    alone.change_spec(champion="champion", labels=None, assess=None)
+    done = terrafine("run", alone.spec, "--workdir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "released" in done.stdout
+    assert stages_done(tmp_path / "run") == ["adopt", "map", "publish"]
+    maps = []
+    for folder in (workdir, tmp_path / "run"):
+        with rasterio.open(folder / "publish/latest/landcover.tif") as landcover:
+            maps.append(landcover.read(1))
+    np.testing.assert_array_equal(*maps)
 
 
 def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:

@@ -9,19 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from affine import Affine
 
 from serving.mapper.runner import RayShardRunner
 from serving.ray_cluster import connected
 from serving.triton.client import TritonPredictor
 from serving.triton.server import TritonServer
-from terrafine.errors import MapStoreError
+from terrafine.errors import MapStoreError, RasterError
 from terrafine.export import Release
 from terrafine.legend import SEVEN
 from terrafine.mapping import (
@@ -34,10 +35,14 @@ from terrafine.mapping import (
     in_sequence,
     map_all,
     open_map,
+    run_states,
 )
+from terrafine.raster import Mosaic, open_mosaics
+from terrafine.spec import ImagerySpec
 from tests.disks import small_disk
 from tests.imagery import QuickPredictor, small_spec, two_scenes
 from tests.processes import command, family
+from tests.scenes import TRANSFORM, write_raster
 from tests.triton import serve_release
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -138,6 +143,10 @@ class Fleet:
 
     most: int = 0
     lost: int = 0
+    tries: dict[str, int] = field(default_factory=dict)
+
+    def failed_tries(self, process: str, causes: Mapping[str, int]) -> None:
+        self.tries[process] = sum(causes.values())
 
     def in_flight(self, shards: int) -> None:
         self.most = max(self.most, shards)
@@ -165,6 +174,84 @@ def test_a_killed_worker_is_replaced_told_of_and_costs_no_pixel(
     assert fleet.lost == 1
     assert 2 <= fleet.most <= 4, "two shards in flight per worker"
     assert "died and was started again" in caplog.text
+
+
+def scenes_on_disk(folder: Path, on_unreadable: str) -> Mosaic:
+    """The images of :func:`two_scenes` as files, the second 120 columns right and 90 rows down."""
+    for (name, step), (_, image_CHW) in zip(
+        (("upper", (0, 0)), ("lower", (120, 90))), two_scenes().images, strict=True
+    ):
+        place = TRANSFORM @ Affine.translation(*step)
+        write_raster(folder / f"{name}.tif", image_CHW, nodata=0, transform=place)
+    names = [{"name": name, "files": [f"{name}.tif"]} for name in ("upper", "lower")]
+    spec = ImagerySpec.model_validate({"scenes": names, "on_unreadable": on_unreadable})
+    (mosaic,) = open_mosaics(spec, folder).values()
+    return mosaic
+
+
+def map_scenes_on_disk(folder: Path, mosaic: Mosaic, run: ShardRunner) -> MapOutcome:
+    cut = small_spec()
+    return map_all(
+        folder / "map",
+        {mosaic.zone: mosaic},
+        partial(SlowPredictor, cut.window, log=folder / "processes", pause=0.01),
+        spec=cut,
+        legend=SEVEN,
+        scenes=("upper", "lower"),
+        model_digest="m",
+        spec_digest="s",
+        run=run,
+    )
+
+
+def breaking(file: Path, after: int) -> ShardRunner:
+    """Two workers, and a file that is cut off in mid-run."""
+
+    def run(shards, write) -> Iterator[ShardReceipt]:
+        for number, receipt in enumerate(RayShardRunner(2)(shards, write), 1):
+            if number == after:
+                file.write_bytes(file.read_bytes()[:2000])
+            yield receipt
+
+    return run
+
+
+def test_where_a_scene_turns_unreadable_in_mid_run_the_next_one_fills_in_and_it_is_told(
+    cluster: None, tmp_path: Path
+) -> None:
+    mosaic = scenes_on_disk(tmp_path, "skip")
+    _, before = mosaic.read(mosaic.window)
+    outcome = map_scenes_on_disk(tmp_path, mosaic, breaking(tmp_path / "upper.tif", after=3))
+    assert set(outcome.unreadable) == {"upper"}
+    (state,) = run_states(MapStore(tmp_path / "map"))
+    assert "upper.tif" in state.unreadable["upper"], "status says so too, and why"
+    assert state.mapped + state.explained == state.planned * 64**2
+
+    reader = open_map(tmp_path / "map")
+    source = reader.read(mosaic.zone, mosaic.window, "source", state.run)
+    landcover = reader.read(mosaic.zone, mosaic.window, ref=state.run)
+    lost = (before == 1) & (source != 1)
+    assert (source == 1).any(), "what was mapped before stays"
+    assert (lost & (source == 2)).any(), "the scene below fills in"
+    assert np.array_equal(source == 2, (before == 2) | (lost & (source == 2)))
+    assert np.array_equal(landcover == 0, source == 0), "and nothing is made up"
+
+
+def test_where_no_scene_may_be_missed_an_unreadable_one_stops_the_map_and_it_resumes(
+    cluster: None, tmp_path: Path
+) -> None:
+    mosaic = scenes_on_disk(tmp_path, "fail")
+    whole = (tmp_path / "upper.tif").read_bytes()
+    with pytest.raises(RasterError, match=r"upper\.tif") as raised:
+        map_scenes_on_disk(tmp_path, mosaic, breaking(tmp_path / "upper.tif", after=3))
+    assert "\n" not in str(raised.value)
+    (tmp_path / "upper.tif").write_bytes(whole)
+    outcome = map_scenes_on_disk(tmp_path, mosaic, in_sequence)
+    assert 0 < outcome.resumed < outcome.shards
+    (tmp_path / "map").rename(tmp_path / "resumed")
+    again = map_scenes_on_disk(tmp_path, mosaic, in_sequence)
+    resumed, undisturbed = MapStore(tmp_path / "resumed"), MapStore(tmp_path / "map")
+    assert resumed.accounts(outcome.run) == undisturbed.accounts(again.run)
 
 
 def test_an_error_in_a_worker_keeps_its_sentence_and_what_was_finished(

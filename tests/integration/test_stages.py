@@ -52,12 +52,12 @@ def test_changed_pixels_are_a_changed_input(project: Project) -> None:
 
 
 def test_an_option_changes_only_the_stages_that_read_it(project: Project) -> None:
-    names = tuple(ENGINE.stages)
+    names = ENGINE.names(job_of(project).spec)
     before = {name: ENGINE.digests(job_of(project), name)[name] for name in names}
     project.change_spec(gate={"min_samples": 60})
     after = {name: ENGINE.digests(job_of(project), name)[name] for name in names}
     changed = {name for name in names if before[name] != after[name]}
-    assert changed == {"gate", "export", "map", "publish", "refuse"}
+    assert changed == {"gate", "export", "deploy", "map", "publish", "refuse"}
 
 
 def test_settings_of_the_machine_change_no_digest(project: Project) -> None:
@@ -280,7 +280,7 @@ def test_two_utm_zones_are_two_groups_and_two_reports(passed: Project) -> None:
         }
     )
     job = job_of(passed)
-    for name in ENGINE.stages:
+    for name in ENGINE.names(job.spec):
         if name != "refuse":
             ENGINE.run(job, name)
     store = open_map(job.workdir / "map.icechunk")

@@ -126,3 +126,21 @@ def test_a_failing_model_keeps_what_was_committed(tmp_path):
     assert resumed.resumed % small_spec().wave, "the finished shards of the last wave too"
     whole = run_map(tmp_path / "whole")
     assert_same_map(arrays(tmp_path / "map", resumed), arrays(tmp_path / "whole", whole))
+
+
+def test_a_window_that_two_shards_of_a_row_need_is_inferred_once(tmp_path):
+    spec = small_spec()
+    predictor = QuickPredictor(spec.window)
+    alone = QuickPredictor(spec.window)
+    mosaic = two_scenes()
+
+    def without_a_memory(shards, write):
+        for shard in shards:
+            fresh = replace(write)
+            vars(fresh)["predictor"] = alone
+            yield fresh(shard)
+
+    together = run_map(tmp_path / "a", imagery=[mosaic], predictor=predictor)
+    apart = run_map(tmp_path / "b", imagery=[mosaic], run=without_a_memory)
+    assert len(predictor.asked) < 0.85 * len(alone.asked)
+    assert_same_map(arrays(tmp_path / "a", together), arrays(tmp_path / "b", apart))

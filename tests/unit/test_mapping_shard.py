@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from terrafine.geometry import Window
 from terrafine.legend import SEVEN
-from terrafine.mapping import Plan, ShardJob
+from terrafine.mapping import Plan, ShardJob, decide
 from terrafine.spec import EnhanceSpec
 from tests.imagery import ENHANCED, ArrayImagery, QuickPredictor, small_spec, smooth, two_scenes
 
@@ -151,3 +152,33 @@ def test_the_fill_number_is_the_imagerys_own(fill):
     )
     assert (result.landcover[:10] == 0).all()
     assert (result.landcover[10:] > 0).all()
+
+
+@pytest.mark.parametrize(("shard", "block", "core"), [(64, 16, 64), (64, 64, 16), (128, 32, 32)])
+def test_enhancement_across_shards_is_opencvs_of_the_whole_image(shard, block, core):
+    """Bit for bit: the probabilities are put together first, and equalised as one image."""
+    whole = Window(0, 0, 512, 512)
+    imagery = ArrayImagery([(whole, smooth(np.random.default_rng(1), 512, 512))])
+    enhance = EnhanceSpec(block=block, threshold=140)
+    spec = small_spec(shard=shard, core=core, enhance=enhance)
+    model, inner = QuickPredictor(spec.window), slice(spec.halo, -spec.halo)
+    said = np.zeros((3, 512, 512), np.uint8)
+    for window in whole.tiles(core):
+        answer = model.predict(imagery.read(window.buffered(spec.halo))[0][None])
+        arrays = (answer.enhanced_NHW, answer.other_class_NHW, answer.other_NHW)
+        said[:, *window.slices(whole)] = [array_NHW[0, inner, inner] for array_NHW in arrays]
+    # around the image the map is looked at by whole blocks, in which there is nothing
+    blocks = 512 // block + 2
+    clahe = cv2.createCLAHE(enhance.clip_limit, (blocks, blocks))
+    equalised = clahe.apply(np.pad(said[0], block))[block:-block, block:-block]
+    landcover, confidence = decide(
+        *said, equalised >= enhance.threshold, enhanced_code=ENHANCED, spec=enhance
+    )
+
+    job = ShardJob(imagery, model, spec, SEVEN)
+    for place in whole.tiles(shard):
+        found = job(place)
+        assert np.array_equal(found.landcover, landcover[place.slices(whole)])
+        assert np.array_equal(found.confidence, confidence[place.slices(whole)])
+    plain, _ = decide(*said, None, enhanced_code=ENHANCED, spec=enhance)
+    assert (plain != landcover).mean() > 0.02, "enhancement that can be seen"

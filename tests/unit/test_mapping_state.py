@@ -15,6 +15,7 @@ from terrafine.geometry import Window
 from terrafine.legend import SEVEN
 from terrafine.mapping import (
     MapStore,
+    MapWatch,
     ShardJob,
     ShardResult,
     in_sequence,
@@ -118,12 +119,15 @@ def test_what_dropped_receipts_left_is_collected_but_never_during_a_run(tmp_path
 
 def test_metrics_count_shards_pixels_and_the_time_of_every_step(tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    outcome = mapped(tmp_path / "map", observer=MappingMetrics(registry=registry))
+    with MapWatch(MappingMetrics(wave=3, registry=registry)) as watch:
+        outcome = mapped(tmp_path / "map", observer=watch)
 
     def value(name: str, **labels: str) -> float:
         return registry.get_sample_value(f"terrafine_mapping_{name}", labels) or 0.0
 
     assert value("shards_planned") == value("shards_done") == outcome.shards
+    assert value("pixels_per_second") > 0
+    assert value("seconds_left") == 0
     assert value("pixels_total", kind="mapped") == outcome.mapped
     assert value("pixels_total", kind="without data") == outcome.explained
     for step in ("read", "infer", "enhance", "write"):

@@ -252,6 +252,15 @@ def test_a_writer_that_died_does_not_lock_the_store(store):
 # releases
 
 
+def test_no_commit_repeats_the_lists_of_planned_shards_and_of_scenes(store):
+    run = write_all(store, 1)
+    root = zarr.open_group(store.zarr_store(run), mode="r")
+    assert "planned" not in root.attrs
+    assert "scenes" not in root.attrs["run"]
+    assert store.planned(run) == store.done(run) == set(store.accounts(run))
+    assert store.provenance(run).scenes == ("north", "south")
+
+
 def test_an_incomplete_run_cannot_be_released(store):
     with start(store) as run:
         deliver(run, shard_of(SHARDS[0]))

@@ -99,6 +99,22 @@ def test_a_missing_key_is_named() -> None:
     assert "key 'labels.file' is missing" in refusal(labels={})
 
 
+def test_a_spec_teaches_a_model_or_names_one() -> None:
+    least = {key: LEAST[key] for key in ("name", "imagery")}
+
+    def parsed(**more: Any) -> MapSpec:
+        return parse_spec(yaml.safe_dump({**least, **more}), where="spec.yaml")
+
+    assert parsed(champion="releases/2026").labels is None
+    for more in ({}, {"assess": LEAST["assess"]}):
+        with pytest.raises(SpecError, match=r"'labels'.* missing: .*\(`champion`\)"):
+            parsed(**more)
+    with pytest.raises(SpecError, match="holds graphs and no weights"):
+        parsed(champion="releases/2026", map={"predictor": "torch"})
+    with pytest.raises(SpecError, match="leaves the data root"):
+        parsed(champion="../releases/2026")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,0 +1,24 @@
+"""Every metric's name, help text and labels; served over HTTP for Prometheus."""
+
+from terrafine.telemetry.mapping import MappingMetrics
+from terrafine.telemetry.port import serve
+from terrafine.telemetry.runs import RayJobMetrics, RunMetrics
+from terrafine.telemetry.serving import (
+    ReleaseMetrics,
+    RequestRecord,
+    ServingMetrics,
+    VersionStatistics,
+)
+from terrafine.telemetry.training import TrainingMetrics
+
+__all__ = [
+    "MappingMetrics",
+    "RayJobMetrics",
+    "ReleaseMetrics",
+    "RequestRecord",
+    "RunMetrics",
+    "ServingMetrics",
+    "TrainingMetrics",
+    "VersionStatistics",
+    "serve",
+]
