@@ -67,7 +67,8 @@ class Prometheus:
 
     def series(self, expression: str) -> list[dict[str, Any]]:
         """What the expression gave at any time since the start; raises where it is none."""
-        spread = {"start": self.since, "end": time.time(), "step": 1}
+        # as often as it scrapes: what is gone is not seen a second later
+        spread = {"start": self.since, "end": time.time(), "step": 0.2}
         return list(self.get("query_range", query=expression, **spread)["result"])
 
     def most(self, expression: str) -> float:
@@ -180,6 +181,8 @@ def seen(
         servers = ("--url", triton.grpc_url, "--repository", triton.repository)
         where = ("--runs", runs, "--metrics-port", watching, "--every", 1)
         stack.enter_context(terrafine("watch", *servers, *where))
+        watched = "terrafine_serving_champion_version"
+        wait_for(lambda: prometheus.series(watched), "the watch is there before the map begins")
 
         project = mapped_project(folder / "project", releases[0], triton.grpc_url, mapping)
         mapper = stack.enter_context(terrafine("map", project.spec, "-w", runs / "zion", "--json"))
