@@ -52,6 +52,8 @@ def docker_daemon(folder: Path) -> Iterator[Docker]:
     finally:
         daemon.terminate()
         daemon.wait(60)
+        # a namespace that it leaves mounted
+        subprocess.run(["umount", folder / "exec/netns/default"], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 

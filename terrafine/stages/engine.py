@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 CATALOGUE = "imagery.catalogue"
 """Stands among a stage's files for all that the catalogue names."""
-CHAMPION = "champion"
+CHAMPION = "<champion>"
 """Stands among them for the released model."""
 
 Metric = float | int | str

@@ -279,8 +279,10 @@ def test_a_launcher_that_is_killed_leaves_its_rayjob_to_the_next(
     assert len(server.created) == 1
 
 
+# a shell has what it starts in the background ignore SIGINT, and that is inherited
 LAUNCHER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from serving.rayjob.api import RayJobApi
 from serving.rayjob.launcher import run_rayjob
 run_rayjob(RayJobApi.connect(), json.loads(sys.argv[1]), deadline=60, log=print, every=0.05)
