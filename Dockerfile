@@ -49,6 +49,8 @@ RUN apt-get update -qq \
     && useradd --uid 10001 --gid 10001 --home-dir /work --no-create-home terrafine \
     && install -d -o terrafine -g terrafine /work
 COPY --from=build /opt/terrafine /opt/terrafine
+# a login shell forgets PATH
+RUN ln -s /opt/terrafine/bin/ray /opt/terrafine/bin/terrafine /usr/local/bin/
 # the root may be read-only: whoever needs to write has /work and /tmp
 ENV PATH=/opt/terrafine/bin:$PATH \
     HOME=/tmp \

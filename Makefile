@@ -39,7 +39,7 @@ demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 test: $(INSTALLED) browser triton prometheus  ## the tests, without the slow ones
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(INSTALLED) browser triton prometheus  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
+test-slow: $(INSTALLED) browser triton prometheus containers  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
 	$(BIN)/pytest -m slow
 
 # the report is tested in a real browser; without one those tests skip and say so

@@ -135,7 +135,9 @@ class Record:
     def write(self) -> None:
         """Put it where others look; that nobody can be told must not end the work."""
         with self._lock:
-            _write(self._path, self._status)
+            status = self._status
+        # not under the lock: the work waits for it, and must not wait for a slow disk
+        _write(self._path, status)
 
     def _speed(self, doing: Doing, now: datetime) -> dict[str, float]:
         assert self._first is not None
@@ -189,7 +191,7 @@ def recorded(workdir: Path, begun: StageStatus) -> Iterator[Record]:
         raise
     finally:
         over.set()
-        thread.join()
+        thread.join(BEAT)
         record.write()
 
 

@@ -108,7 +108,11 @@ def _metadata(resource: Resource) -> Iterator[str]:
         yield f"namespace {meta.get('namespace')}"
     if not scoped and "namespace" in meta:
         yield "has a namespace, but belongs to the cluster"
-    if meta.get("labels", {}).get("app.kubernetes.io/part-of") != "terrafine":
+    # what users run lives on when an overlay is cleared away
+    if meta.get("labels", {}).get("app.kubernetes.io/part-of") not in (
+        "terrafine",
+        "terrafine-runs",
+    ):
         yield "does not say that it is part of terrafine, so that it could not be pruned"
     if any(version in resource["apiVersion"] for version in ("v1beta1", "v2beta2")):
         yield f"deprecated {resource['apiVersion']}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # of one try: a connection that the network has forgotten is given up after that
 _PATIENCE = 60.0
+_SHORTEST_PATIENCE = 15.0
 
 
 def predictor_for(spec: MapSpec, release: Release, bundle: Path) -> Callable[[], Predictor]:
@@ -51,7 +52,7 @@ class ServedPredictor:
         self._waited = (0, 0.0)
         self._model = TritonPredictor(
             url, model=model, release=release, deadline=deadline,
-            patience=min(_PATIENCE, deadline / 4), observer=self,
+            patience=min(_PATIENCE, max(deadline / 4, _SHORTEST_PATIENCE), deadline), observer=self,
         )  # fmt: skip
 
     @property

@@ -178,7 +178,13 @@ class _Reports:
     def take(self, task: Any) -> None:
         """Take an answer that is there."""
         number = self.asked.pop(task)
-        report: Report = _result(task, "start")
+        try:
+            report: Report = _result(task, "start")
+        except StageError:
+            # one that has been seen at work: whether it died its shards will tell
+            if number not in self._processes:
+                raise
+            return
         if report.replaces and number not in self._processes:  # it died before it had answered
             self._lost(number)
             self._processes[number] = report.process

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, Self
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.triton.contract import Contract, difference, fetch_contract
 from serving.triton.messages import (
@@ -48,6 +48,8 @@ from terrafine.telemetry import RequestRecord, VersionStatistics
 CHAMPION = "champion"
 # A server that is not there at first is more often a wrong address than one that restarts.
 _CONNECT = 10.0
+# seconds after which no server writes an answer any more that nobody waits for
+_GRACE = 600.0
 _USELESS_TO_REPEAT = {
     "invalid_argument": "the request was refused",
     "resource_exhausted": "the message is larger than this server, or a proxy before it, lets "
@@ -108,7 +110,7 @@ class TritonPredictor:
         self._deadline, self._patience = deadline, patience
         self._observer = observer
         self._replicas = Replicas(parse_url(url))
-        self._regions = Regions(shared_memory, grace=deadline)
+        self._regions = Regions(shared_memory, grace=_GRACE)
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="triton")
         self._agreed: GraphInfo | None = None
         self._without_release: set[Replica] = set()
@@ -210,11 +212,12 @@ class TritonPredictor:
         stop = time.monotonic() + min(_CONNECT, self._deadline)
         reason = "no time to ask"
         for replica in self._turns(stop):
+            stub = replica.stub
             try:
                 contract = self._checked(replica, stop)
                 self._chosen(replica, contract)
             except (grpc.RpcError, _Failure) as error:
-                reason = self._judged(replica, error)
+                reason = self._judged(replica, stub, error)
             else:
                 return contract
         raise ServingError(
@@ -237,10 +240,11 @@ class TritonPredictor:
         stop = started + self._deadline
         reason = "every replica rests"
         for tries, replica in enumerate(self._turns(stop), start=1):
+            stub = replica.stub
             try:
                 reply = self._try(replica, batch_NCHW, stop)
             except (grpc.RpcError, _Failure) as error:
-                reason = self._judged(replica, error)
+                reason = self._judged(replica, stub, error)
                 continue
             self._replicas.answered(replica)
             if self._observer is not None:
@@ -327,7 +331,12 @@ class TritonPredictor:
         self._require_same(replica, contract, version)
         return contract.releases[version]
 
-    def _judged(self, replica: Replica, error: grpc.RpcError | _Failure) -> str:
+    def _judged(
+        self,
+        replica: Replica,
+        stub: service_pb2_grpc.GRPCInferenceServiceStub,
+        error: grpc.RpcError | _Failure,
+    ) -> str:
         """Why a try failed, once it is worth another one; ServingError where it is not."""
         if isinstance(error, _Failure):
             cause, reason = "release", str(error)
@@ -343,7 +352,7 @@ class TritonPredictor:
         if cause != "region_unknown":
             self._replicas.failed(replica)
         if cause == "deadline_exceeded":
-            replica.reconnect()
+            replica.reconnect(stub)
         if cause != "queue_full":
             # another server, or another version of the model, may be there next time
             replica.contract = None

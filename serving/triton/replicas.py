@@ -44,6 +44,8 @@ _SAID = {
     "Unable to find shared memory region": "region_unknown",
 }
 _SHORTEST_REST, _LONGEST_REST = 0.05, 2.0
+# Each is replaced after a try has timed out at the soonest: nothing waits for the oldest any more.
+_KEPT_CONNECTIONS = 3
 
 
 def parse_url(url: str) -> tuple[str, ...]:
@@ -71,22 +73,26 @@ class Replica:
         self.contract: Contract | None = None
         self.failures = 0
         self.rests_until = 0.0
-        self._before: grpc.Channel | None = None
+        self._before: list[grpc.Channel] = []
+        self._lock = threading.Lock()
         self._connect()
 
     def __str__(self) -> str:
         return self.address
 
-    def reconnect(self) -> None:
-        """Ask over a new connection from now on.
+    def reconnect(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
+        """Ask over a new connection from now on, unless that of ``stub`` has been replaced already.
 
         A network that forgets a connection says so to nobody, and TCP finds out after a quarter
-        of an hour. Calls that are under way end on the old one.
+        of an hour. Calls that are under way end on the old one: it is closed three later.
         """
-        if self._before is not None:
-            self._before.close()
-        self._before = self._channel
-        self._connect()
+        with self._lock:
+            if self.stub is not stub:
+                return
+            self._before.append(self._channel)
+            self._connect()
+            if len(self._before) > _KEPT_CONNECTIONS:
+                self._before.pop(0).close()
 
     def _connect(self) -> None:
         self._channel = grpc.insecure_channel(self.address, options=CHANNEL)
@@ -94,9 +100,8 @@ class Replica:
 
     def close(self) -> None:
         """End the connections."""
-        if self._before is not None:
-            self._before.close()
-        self._channel.close()
+        for channel in (*self._before, self._channel):
+            channel.close()
 
 
 class Replicas:

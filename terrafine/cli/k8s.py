@@ -341,6 +341,13 @@ def _triton(spec: MapSpec, deployment: Resource, overlay: str) -> Iterator[Resou
         "path": f"{path}/readinessProbe/httpGet/path",
         "value": f"/v2/models/{spec.serve.name}/ready",
     }
+    place = spec.serve.repository
+    if place is not None and "://" not in place:
+        yield {
+            "op": "replace",
+            "path": "/spec/template/spec/initContainers/0/command/2",
+            "value": place,
+        }
     mounts = [mount["name"] for mount in container["volumeMounts"]]
     yield {
         "op": "replace",

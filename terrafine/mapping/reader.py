@@ -334,11 +334,17 @@ def storage_errors(path: Place, what: str) -> Iterator[None]:
 
 def _record(root: zarr.Group) -> RunRecord:
     stored: Any = root.attrs["run"]
+    scenes = read_json(root, "scenes")
+    if scenes is None:
+        raise MapStoreError(
+            f"run {stored['run']} of the map store has lost its list of scenes; nobody can say "
+            "what its pixels were made from: map into a new store"
+        )
     return RunRecord(
         run=stored["run"],
         model=stored["model"],
         spec=stored["spec"],
-        scenes=tuple(read_json(root, "scenes")),
+        scenes=tuple(scenes),
         mapping=stored["mapping"],
         base=stored.get("base"),
     )

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,8 @@ def _is_bare(path: Place) -> bool:
     if isinstance(path, Path):  # which is renamed when it is whole
         return False
     with storage_errors(path, "opened"):
-        return len(list(icechunk.Repository.open(storage(path)).ancestry(branch=MAIN))) == 1
+        repository = icechunk.Repository.open(storage(path), config=settings())
+        return len(list(islice(repository.ancestry(branch=MAIN), 2))) == 1
 
 
 @contextmanager

@@ -144,6 +144,9 @@ def _require_same(
     for key in ("core", "halo", "enhance"):
         if different is None and record.mapping.get(key) != now[key]:
             different = f"map.{key} {record.mapping.get(key)}, not {now[key]}"
+    before, after = record.mapping.get("predictor", "onnx"), now["predictor"]
+    if different is None and (before == "openvino_bf16") != (after == "openvino_bf16"):
+        different = f"map.predictor {before}, not {after}"
     if different:
         raise MapStoreError(
             f"{store.path}: the release was mapped with {different}; an update would leave seams, "

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import icechunk
 
@@ -37,6 +38,7 @@ class MapRun:
         self.done = store.accounts(record.run)
         self.unreadable = store.unreadable(record.run)
         self._told = set(self.unreadable)
+        self._writer = uuid4().hex
         self._wave: dict[ShardKey, ShardReceipt] = {}
         session = store._repository.writable_session(record.run)
         self._tip = session.snapshot_id
@@ -104,6 +106,7 @@ class MapRun:
         session.merge(*(pickle.loads(receipt.changes) for _, receipt in wave))  # noqa: S301
         metadata = {
             "kind": "wave",
+            "writer": self._writer,
             "shards": listed(self._wave),
             "accounts": [receipt.account.model_dump(mode="json") for _, receipt in wave],
             "unreadable": {

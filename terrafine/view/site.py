@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 T = TypeVar("T")
 
 
@@ -107,13 +107,20 @@ def _json(value: Any) -> web.Response:
     )
 
 
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _only_from(host: str) -> Middleware:
     """Refuse what other sites' pages ask for by a name that they have pointed at this machine."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         asked = (request.url.host or "").lower()
-        if host in _LOCAL and asked not in _LOCAL:
+        if _is_local(host) and not _is_local(asked):
             raise web.HTTPForbidden(text=f"this server is not {asked!r}")
         return await handler(request)
 
