@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from serving.mapper.runner import RayShardRunner
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import SEVEN
 from terrafine.mapping import MapStore, Prediction, ShardReceipt, map_all
+from terrafine.mapping.write import ShardKey
 from terrafine.raster import Mosaic, Region, open_mosaics, scene_names
 from terrafine.spec import EnhanceSpec, MappingSpec, load_spec
 
@@ -125,8 +126,11 @@ class Diary:
                 "rss_mb": round(_rss() / 1e6, 1), **figures}  # fmt: skip
         self._file.write(json.dumps(line) + "\n")
 
-    def started(self, planned: int, done: int) -> None:
-        self.tell("started", planned=planned, done=done)
+    def served(self, model: object) -> None:
+        pass
+
+    def started(self, planned: Collection[ShardKey], done: Collection[ShardKey]) -> None:
+        self.tell("started", planned=len(planned), done=len(done))
 
     def shard(self, receipt: ShardReceipt) -> None:
         if self._first:

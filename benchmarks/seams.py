@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=RESULTS / "seams.json")
     options = parser.parse_args(arguments)
-    widest = 2 * max(options.core + max(options.halos), *options.cores)
+    widest = 2 * max(options.core + max(options.halos), *options.cores, 0)
     if widest > options.size:
         parser.error(f"--size {options.size}: two cores and their halos take {widest} pixels")
     torch.set_num_threads(options.threads)

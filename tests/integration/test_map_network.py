@@ -78,6 +78,8 @@ def test_through_a_network_that_drops_delays_refuses_and_forgets_the_map_is_the_
     champion_release: Release,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # so many windows that the map takes longer than the troubles
+    project.change_spec(map={"core": 32, "halo": 32, "enhance": {"block": 32}, "shard": 32})
     done = run_map(project)
     assert done.exit_code == 0, done.output
     undisturbed, local = map_of(project)
