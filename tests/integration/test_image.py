@@ -14,7 +14,7 @@ import pytest
 import rasterio
 
 from terrafine import __version__
-from tests.containers import Docker, docker_daemon, make_base, served_wheels
+from tests.containers import Docker, build_image, docker_daemon, make_base, served_wheels
 from tests.scenes import make_project
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +39,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     folder = tmp_path_factory.mktemp("docker")
     with docker_daemon(folder / "daemon") as docker, served_wheels() as arguments:
         make_base(docker.client, folder)
-        docker.client.images.build(
-            path=str(ROOT), tag=IMAGE, network_mode="host", rm=True, forcerm=True,
-            buildargs={"VERSION": __version__, "REVISION": "tested", **arguments},
-        )  # fmt: skip
+        arguments |= {"VERSION": __version__, "REVISION": "tested"}
+        build_image(docker.client, ROOT, IMAGE, arguments)
         yield docker
 
 
