@@ -36,11 +36,16 @@ opencv-libraries:
 demo: $(INSTALLED)  ## map North Carolina end to end into demo/ (minutes)
 	$(BIN)/terrafine demo --into demo
 
+# JOBS tests at a time with one thread each: more of torch's threads than cores spin against each other
+JOBS := 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
 test: $(INSTALLED) browser triton prometheus  ## the tests, without the slow ones
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: $(INSTALLED) browser triton prometheus containers  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m 'slow and not alone'
+	$(BIN)/pytest -m 'slow and alone'
 
 # the report is tested in a real browser; without one those tests skip and say so
 browser:

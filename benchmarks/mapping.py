@@ -47,7 +47,7 @@ BANDS = ("red", "green", "blue", "nir")
 AIMS = {
     "paper": "1.8x the plain loop", "small": "1.3x the plain loop", "frameworks": "4x each",
     "memory": "1.5x the plain loop's", "host": "0.06 core-seconds per Mpixel, network left out",
-    "overhead": "5 % of the time at the paper's size",
+    "overhead": "5 % of the core-seconds at the paper's size",
 }  # fmt: skip
 PEERS = ("dask", "torchgeo", "torchgeo, same graph")
 _POLL = 0.1
@@ -91,11 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                         turns.append(_run(section, way, job, root / f"out-{turn}", options))
                         _say(turns[-1])
     rows = [row for section in sections for row in _rows(section, turns)]
-    result = {**_circumstances(options), "aims": AIMS, "rows": rows,
+    result = {**_circumstances(options), "aims": AIMS, "rows": rows, **_host(rows, options),
               "turns": [asdict(turn) for turn in turns]}  # fmt: skip
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     Console(width=120).print(_table(rows))
+    for way, share in result.get("own_overhead", {}).items():
+        print(f"{way} at the paper's size: own overhead {100 * share:.1f} % of its core-seconds")
     return result
 
 
@@ -229,6 +231,33 @@ def _rows(section: Section, turns: Sequence[Turn]) -> list[dict[str, Any]]:
             "seconds_per_mpixel": {k: v / mpixel for k, v in middle.steps.items()},
         })  # fmt: skip
     return rows
+
+
+def _host(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """What the mapper costs beside the network.
+
+    ``core_seconds_per_mpixel``: of the steps of a worker, which each keep one core busy, per
+    million map pixels; read per million window pixels (benchmarks/scaling.py starts from these).
+    ``own_overhead``: of what a way at the paper's size takes, the share that is neither inferring
+    nor the floor's reading and compressing: all of the mapper's cost without a network but those.
+    """
+    of = {(row["section"], row["way"]): row for row in rows}
+    if not {("host", "terrafine nothing"), ("host", "floor")} <= of.keys():
+        return {}
+    host, floor = of["host", "terrafine nothing"], of["host", "floor"]["seconds_per_mpixel"]
+    steps = host["seconds_per_mpixel"]
+    seen = ((options.core + 2 * options.halo) / options.core) ** 2
+    own = host["core_seconds_per_mpixel"] - floor["read"] - floor["write"]
+    return {
+        "core_seconds_per_mpixel": {
+            "read": steps["read"] / seen, "enhance": steps["enhance"], "write": steps["write"],
+        },
+        "own_overhead": {
+            way: own / row["core_seconds_per_mpixel"]
+            for (section, way), row in of.items()
+            if section == "paper" and way.startswith("terrafine")
+        },
+    }  # fmt: skip
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

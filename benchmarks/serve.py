@@ -1,6 +1,6 @@
 """What a model server costs beyond the model: time and bytes, as they are measured.
 
-    python benchmarks/serve.py                                   # hrnet_w24, windows of 1024
+    python benchmarks/serve.py                                   # hrnet_w24, windows of 1024: 15 min
     python benchmarks/serve.py --arch unet_w16 --window 256 --batches 1 4 --json /tmp/unet.json
     python benchmarks/serve.py --release runs/a/export/latest/release runs/b/export/latest/release
 
@@ -288,10 +288,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", default="hrnet_w24")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument(
-        "--windows", type=int, default=8, help="in a turn; a multiple of each batch"
+        "--windows", type=int, default=4, help="in a turn; a multiple of each batch"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--variants", nargs="+", default=["fp32"], choices=("fp32", "fp16", "int8"))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.4], help="pruned")
     parser.add_argument("--release", type=Path, nargs="+", help="folders, instead of --arch")

@@ -30,7 +30,7 @@ RESTRICTED: dict[str, Any] = {
     "mem_limit": "4g",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

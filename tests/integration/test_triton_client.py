@@ -323,8 +323,11 @@ def test_an_answer_that_comes_too_late_never_gets_into_another_one(
         assert all(truth.holds(answer, i) for i, answer in enumerate(answers))
         resume.join()
         assert set(before) < set(regions(server))
-        time.sleep(3)
-        predictor.predict(WINDOWS[1:2])
+        # a slow machine may give up an answer or two more: those are let go in their turn
+        end = time.monotonic() + 60
+        while len(regions(server)) > 1 and time.monotonic() < end:
+            time.sleep(0.5)
+            predictor.predict(WINDOWS[1:2])
         assert len(regions(server)) == 1
         assert not set(before) & set(regions(server))
 

@@ -26,7 +26,9 @@ def test_the_benchmark_of_the_mapper_writes_its_figures(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads(result.read_text())["rows"]
+    told = json.loads(result.read_text())
+    assert set(told["core_seconds_per_mpixel"]) == {"read", "enhance", "write"}
+    rows = told["rows"]
     assert [(row["section"], row["way"]) for row in rows] == [
         ("small", "plain"),
         ("small", "terrafine onnx"),
