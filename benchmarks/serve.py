@@ -1,6 +1,6 @@
 """What a model server costs beyond the model: time and bytes, as they are measured.
 
-    python benchmarks/serve.py                                   # hrnet_w24, windows of 1024: 15 min
+    python benchmarks/serve.py                                   # hrnet_w24, windows of 1024
     python benchmarks/serve.py --arch unet_w16 --window 256 --batches 1 4 --json /tmp/unet.json
     python benchmarks/serve.py --release runs/a/export/latest/release runs/b/export/latest/release
 
