@@ -2,9 +2,11 @@
 
     python benchmarks/pruning.py                                   # hrnet_w24, the paper's stem
     python benchmarks/pruning.py --arch unet_w16 --window 256 --rounds 3 --json /tmp/unet.json
+    python benchmarks/pruning.py --stem-strides 2 2 --window 1024 --engine openvino_bf16
 
 Each variant is pruned (the weights are drawn at random, which no figure here depends on), exported
-as it would be served and run by onnxruntime, all in turns, so that ratios hold on a busy machine.
+as it would be served and run by an engine of the mapper, all in turns, so that ratios hold on a
+busy machine.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from terrafine.export import INPUT, OUTPUTS, BundleInfo, export_onnx, open_graph
+from terrafine.export import BundleInfo, export_onnx
 from terrafine.legend import SEVEN
+from terrafine.mapping import OnnxPredictor, OpenVinoPredictor, Predictor
 from terrafine.models import RawInput, RawModel, build_network, changed_channels, describe_spec
 from terrafine.models.layers import BatchNorm
 from terrafine.progress import progress
@@ -48,6 +53,15 @@ VARIANTS: Mapping[str, PruneSpec] = {
     "0.4, coupled, by 8": PruneSpec(ratio=0.4, coupled=True, round_to=8),
     "0.4, coupled, by 16": PruneSpec(ratio=0.4, coupled=True, round_to=16),
     "0.5, coupled, by 8": PruneSpec(ratio=0.5, coupled=True, round_to=8),
+    "late stages, by 8": PruneSpec(
+        stage_ratios={"stage3": 0.6, "stage4": 0.75}, coupled=True, round_to=8
+    ),
+}
+ENGINES: Mapping[str, Callable[..., Predictor]] = {
+    "onnx": OnnxPredictor,
+    "openvino": OpenVinoPredictor,
+    # a window of its own for each thread, as the mapper asks it
+    "openvino_bf16": partial(OpenVinoPredictor, bfloat16=True),
 }
 
 
@@ -87,21 +101,25 @@ def prune_and_export(
 
 
 def measure(
-    variants: Sequence[Pruned], *, window: int, rounds: int, threads: int
+    variants: Sequence[Pruned], *, window: int, rounds: int, threads: int, engine: str
 ) -> dict[str, list[float]]:
-    """Seconds of one window, for each variant, round by round."""
-    sessions = {v.name: open_graph(v.graph, threads=threads)[0] for v in variants}
+    """Seconds per window, for each variant, round by round."""
+    models = {v.name: ENGINES[engine](v.graph, threads=threads) for v in variants}
     shape = (1, len(BANDS), window, window)
     image = np.random.default_rng(0).integers(1, 300, shape, dtype=np.uint16)
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    with progress("measure", total=(rounds + 1) * len(sessions), unit="window") as task:
+    at_once = threads if engine == "openvino_bf16" else 1
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with (
+        progress("measure", total=(rounds + 1) * len(models), unit="turn") as task,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
         for turn in range(rounds + 1):
-            for name, session in sessions.items():
+            for name, model in models.items():
                 began = time.perf_counter()
-                session.run(list(OUTPUTS), {INPUT: image})
+                list(pool.map(model.predict, [image] * at_once))
                 # the first one makes its plans and takes its memory
                 if turn:
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append((time.perf_counter() - began) / at_once)
                 task.advance()
     return seconds
 
@@ -161,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engine", default="onnx", choices=list(ENGINES))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--json", type=Path, default=RESULTS / "pruning.json")
     options = parser.parse_args(arguments)
@@ -181,7 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 )
                 task.advance()
         seconds = measure(
-            made, window=options.window, rounds=options.rounds, threads=options.threads
+            made,
+            window=options.window,
+            rounds=options.rounds,
+            threads=options.threads,
+            engine=options.engine,
         )
     found = rows(made, seconds)
     machine = {
@@ -190,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "onnxruntime": onnxruntime.__version__,
         "torch": torch.__version__,
     }
-    settings = {key: getattr(options, key) for key in ("window", "rounds", "threads")}
+    settings = {key: getattr(options, key) for key in ("window", "rounds", "threads", "engine")}
     settings["model"] = model.model_dump(mode="json")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(
