@@ -9,6 +9,7 @@ says the same for clients in other languages.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ from serving.triton.replicas import (
     Replicas,
     cause_of,
     gave_up,
+    left,
     parse_url,
 )
 from terrafine.errors import ServingError
@@ -46,8 +48,8 @@ from terrafine.telemetry import RequestRecord, VersionStatistics
 
 # Ask for the release that is served when the client connects, and for no other after that.
 CHAMPION = "champion"
-# A server that is not there at first is more often a wrong address than one that restarts.
-_CONNECT = 10.0
+# seconds for a question that a server answers at once
+_QUESTION = 10.0
 # seconds after which no server writes an answer any more that nobody waits for
 _GRACE = 600.0
 _USELESS_TO_REPEAT = {
@@ -84,8 +86,9 @@ class TritonPredictor:
     ``shared_memory`` with a server on this machine: True, False, or "auto", where it can be had;
     ``in_flight`` most requests at the same time; ``max_batch`` most windows per request (default:
     what the model takes); ``deadline`` seconds for one request with all its tries; ``patience``
-    seconds for one try; ``max_message`` most bytes of a message, where a proxy allows less than
-    gRPC's 2 GiB.
+    seconds for one try; ``connect`` seconds, up to ``deadline``, until a server must have answered
+    at first (few, since a server that is not there then is more often a wrong address than one that
+    restarts); ``max_message`` most bytes of a message, where a proxy allows less than gRPC's 2 GiB.
 
     Safe for threads. Raises ServingError when no server is there, the model is not ready or is
     none of terrafine's, or the release is not served.
@@ -102,6 +105,7 @@ class TritonPredictor:
         max_batch: int | None = None,
         deadline: float = 120.0,
         patience: float = 60.0,
+        connect: float = 10.0,
         max_message: int = MAX_MESSAGE,
         observer: Observer | None = None,
     ) -> None:
@@ -112,10 +116,11 @@ class TritonPredictor:
         self._replicas = Replicas(parse_url(url))
         self._regions = Regions(shared_memory, grace=_GRACE)
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="triton")
+        self._given_up = threading.Event()
         self._agreed: GraphInfo | None = None
         self._without_release: set[Replica] = set()
         try:
-            contract = self._connect()
+            contract = self._connect(min(connect, deadline))
             if release == CHAMPION:
                 self.release = contract.releases[contract.newest]
             self.info = self._agreed = contract.graphs[self._version(contract) or contract.newest]
@@ -155,7 +160,7 @@ class TritonPredictor:
                 future.cancel()
         return Answer.joined(len(windows_NCHW), self.window, replies)
 
-    def submit(self, windows_NCHW: UInt16Array) -> list[tuple[slice, Future[Reply]]]:
+    def submit(self, windows_NCHW: UInt16Array) -> list[tuple[slice, Future[list[Reply]]]]:
         """Begin to classify windows: which of them go together, and the replies to come.
 
         Windows without a single valid pixel are in none of them: no server is asked.
@@ -181,7 +186,7 @@ class TritonPredictor:
         found: list[VersionStatistics] = []
         for replica in self._replicas.all:
             try:
-                response = replica.stub.ModelStatistics(request, timeout=_CONNECT)
+                response = replica.stub.ModelStatistics(request, timeout=_QUESTION)
             except grpc.RpcError as error:
                 raise ServingError(
                     f"{replica}: no statistics of model {self.model!r} can be had "
@@ -189,6 +194,11 @@ class TritonPredictor:
                 ) from error
             found += read_statistics(response, server=str(replica))
         return found
+
+    def give_up(self) -> None:
+        """End what is in flight at once, with a ServingError; nothing can be asked after that."""
+        self._given_up.set()
+        self._replicas.close()
 
     def close(self) -> None:
         """Wait for what is in flight, let go of shared memory and connections."""
@@ -207,9 +217,9 @@ class TritonPredictor:
     ) -> None:
         self.close()
 
-    def _connect(self) -> Contract:
+    def _connect(self, seconds: float) -> Contract:
         """The contract of the first replica that answers; the others are checked when asked."""
-        stop = time.monotonic() + min(_CONNECT, self._deadline)
+        stop = time.monotonic() + seconds
         reason = "no time to ask"
         for replica in self._turns(stop):
             stub = replica.stub
@@ -226,16 +236,25 @@ class TritonPredictor:
         )
 
     def _turns(self, stop: float) -> Iterator[Replica]:
-        """Replicas to try, one after the other, until ``stop``; waits while all of them rest."""
+        """Replicas to try in turn, until ``stop`` or given up; waits while all of them rest."""
         while True:
             replica, wait = self._replicas.pick()
             if time.monotonic() + wait >= stop:
                 return
-            time.sleep(wait)
+            if self._given_up.wait(wait):
+                return
             yield replica
 
-    def _ask(self, batch_NCHW: UInt16Array) -> Reply:
-        """One request, tried until it is answered or its deadline has passed."""
+    def _ask(self, batch_NCHW: UInt16Array) -> list[Reply]:
+        """A batch in one request, or in several where the model takes fewer windows by now."""
+        replies: list[Reply] = []
+        while len(batch_NCHW):
+            replies.append(self._request(batch_NCHW))
+            batch_NCHW = batch_NCHW[len(replies[-1].arrays[0]) :]
+        return replies
+
+    def _request(self, batch_NCHW: UInt16Array) -> Reply:
+        """One request about a batch's first windows, tried until it is answered or too late."""
         started = time.monotonic()
         stop = started + self._deadline
         reason = "every replica rests"
@@ -258,14 +277,17 @@ class TritonPredictor:
         )
 
     def _try(self, replica: Replica, batch_NCHW: UInt16Array, stop: float) -> Reply:
-        contract = self._checked(replica, stop)
+        """The reply about as many of a batch's first windows as the replica's model takes."""
+        until = min(stop, time.monotonic() + self._patience)
+        contract = self._checked(replica, until)
         version = self._chosen(replica, contract)
-        seconds = _left(stop, self._patience)
-        region = self._regions.take(replica, region_bytes(batch_NCHW), timeout=seconds)
+        batch_NCHW = batch_NCHW[: contract.max_batch]
+        size = region_bytes(batch_NCHW)
+        region = self._regions.take(replica, size, timeout=left(until, self._patience))
         doubtful = True
         try:
             request = build_request(self.model, version, batch_NCHW, region)
-            response = replica.stub.ModelInfer(request, timeout=seconds)
+            response = replica.stub.ModelInfer(request, timeout=left(until, self._patience))
             doubtful = False
             where = f"{replica}: model {self.model!r}"
             arrays = read_response(response, batch_NCHW, region, self.info.legend, where=where)
@@ -287,7 +309,7 @@ class TritonPredictor:
     def _checked(self, replica: Replica, stop: float) -> Contract:
         """What a replica's model takes, asked for once and again after it failed."""
         if replica.contract is None:
-            found = fetch_contract(replica, self.model, timeout=_left(stop, _CONNECT))
+            found = fetch_contract(replica, self.model, stop=stop, most=_QUESTION)
             self._require_same(replica, found, self._version(found) or found.newest)
             replica.contract = found
         return replica.contract
@@ -401,8 +423,3 @@ class AsyncTritonPredictor:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
-
-
-def _left(stop: float, most: float) -> float:
-    """Seconds until ``stop``, at most ``most``; never so few that gRPC would not even ask."""
-    return max(min(stop - time.monotonic(), most), 0.001)

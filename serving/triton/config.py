@@ -151,7 +151,13 @@ def parameter(config: ModelConfig, key: str, *, where: str) -> str:
 def graph_of(config: ModelConfig, version: int, *, where: str) -> GraphInfo:
     """What the graph of a version takes and means."""
     text = parameter(config, f"graph.{version}", where=where)
-    return GraphInfo.from_metadata(json.loads(text), where=where)
+    try:
+        metadata = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ServingError(
+            f"{where}: graph.{version} is damaged ({error}); deploy the release again"
+        ) from error
+    return GraphInfo.from_metadata(metadata, where=where)
 
 
 def _input(release: Release) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from serving.triton.replicas import Replica
+from serving.triton.replicas import Replica, left
 from terrafine.errors import ServingError
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo
 
@@ -48,7 +48,7 @@ class Contract:
 
 def difference(ours: GraphInfo, theirs: GraphInfo) -> str | None:
     """Why windows cut for ``ours`` and codes read by it would be wrong with ``theirs``, or None."""
-    for what in ("window", "bands", "fill"):
+    for what in ("window", "band_names", "scale", "fill"):
         if getattr(ours, what) != getattr(theirs, what):
             return f"{what} {getattr(theirs, what)}, not {getattr(ours, what)}"
     if ours.legend.digest != theirs.legend.digest:
@@ -59,16 +59,16 @@ def difference(ours: GraphInfo, theirs: GraphInfo) -> str | None:
     return None
 
 
-def fetch_contract(replica: Replica, model: str, *, timeout: float) -> Contract:
-    """Ask a server what its model takes.
+def fetch_contract(replica: Replica, model: str, *, stop: float, most: float) -> Contract:
+    """Ask a server what its model takes, until ``stop`` and for at most ``most`` seconds a call.
 
     ServingError when it is no model that `terrafine deploy` put there; ``grpc.RpcError`` when the
     server or the model is not ready.
     """
     asked = service_pb2.ModelMetadataRequest(name=model)
-    metadata = replica.stub.ModelMetadata(asked, timeout=timeout)
+    metadata = replica.stub.ModelMetadata(asked, timeout=left(stop, most))
     wanted = service_pb2.ModelConfigRequest(name=model)
-    config = replica.stub.ModelConfig(wanted, timeout=timeout).config
+    config = replica.stub.ModelConfig(wanted, timeout=left(stop, most)).config
     return read_contract(metadata, config, where=f"{replica}: model {model!r}")
 
 

@@ -31,18 +31,17 @@ def lifecycle_on(
 def deploy_release(release: Release, spec: ServeSpec) -> dict[str, int | float | str]:
     """Stage a release on the servers that the spec names, and promote it if its canary passes.
 
-    One that is the champion already, and answers everywhere, is left alone. Returns the figures of
-    it; ServingError where a server does not load it or it does not answer as at export: the
-    champion that was serves on then.
+    One that is the champion already, served as the spec has it, and answers everywhere is left
+    alone. Returns the figures of it; ServingError where a server does not load it or it does not
+    answer as at export: the champion that was serves on then.
     """
     assert spec.server is not None
     assert spec.repository is not None
     with lifecycle_on(spec.server, spec.repository, spec.name) as lifecycle:
-        found = lifecycle.status()
-        if found.champion is None or found.champion.release != release.digest or not found.healthy:
+        if not lifecycle.serves(release, spec):
             lifecycle.deploy(release, spec)
-            lifecycle.promote()
-            found = lifecycle.status()
+            lifecycle.promote(release.digest)
+        found = lifecycle.status()
     assert found.champion is not None
     return {
         "served_as": spec.name,

@@ -48,6 +48,10 @@ class BusyError(ServingError):
     """A server is well, but has no room for another request now."""
 
 
+class _LateError(ServingError):
+    """A server did not answer in time."""
+
+
 class Endpoint:
     """A server's models: load, unload, look, ask. ServingError where it does not do so.
 
@@ -98,16 +102,32 @@ class Endpoint:
     def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
         """What a version says of one window; arrays of (1, H, W).
 
-        A full queue is tried again for some seconds; then BusyError.
+        A full queue is tried again for some seconds; then BusyError, as where there is no answer
+        in time but others get theirs.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
+            with self._explained(f"answer for {name} version {version}"):
+                before = self._executions(name, version)
             try:
                 return self._ask(name, version, window_CHW)
             except BusyError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+            except _LateError as error:
+                with self._explained("say what it has done"):
+                    works = self._executions(name, version) > before
+                if works:
+                    raise BusyError(str(error)) from error
+                raise
+
+    def _executions(self, name: str, version: int) -> int:
+        """Batches that a version has run so far: it hangs where they do not become more."""
+        said: Any = self._client.get_inference_statistics(
+            name, str(version), client_timeout=self._ask_seconds
+        )
+        return int(sum(found.execution_count for found in said.model_stats))
 
     def _ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
         image = triton.InferInput(INPUT, [1, *window_CHW.shape], "UINT16")
@@ -147,17 +167,17 @@ class Endpoint:
             yield
         except InferenceServerException as error:
             said = " ".join(str(error.message()).split())
-            kind = BusyError if _is_busy(error) else ServingError
-            raise kind(
+            raise _kind(error)(
                 f"{_SCHEME}{self.address}: did not {verb}: {said[:400]}; see the server's log"
             ) from error
 
 
-def _is_busy(error: InferenceServerException) -> bool:
+def _kind(error: InferenceServerException) -> type[ServingError]:
     words = str(error.message())
-    return str(error.status()) == "StatusCode.DEADLINE_EXCEEDED" or any(
-        sign in words for sign in ("maximum queue size", "timeout expired")
-    )
+    if any(sign in words for sign in ("maximum queue size", "timeout expired")):
+        return BusyError
+    late = str(error.status()) == "StatusCode.DEADLINE_EXCEEDED"
+    return _LateError if late else ServingError
 
 
 def _admin_headers() -> dict[str, str] | None:

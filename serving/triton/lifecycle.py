@@ -4,50 +4,31 @@ The repository is the truth and servers follow it: what ``config.pbtxt`` names i
 start of a server. A version is first served under ``<name>-candidate``, where no client looks, and
 has to give the answers recorded at export; only then does ``<name>`` load it. Triton loads the new
 version before it drops an old one, so that clients notice nothing but the version in the answer.
+
+A change is written into the history before it is made. One that fails is undone on every server
+that can be reached; one that was killed is undone by the next who changes or heals the model.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from serving.triton.config import newest, parameter
-from serving.triton.endpoint import BusyError, Endpoint
+from serving.triton.canary import Canary, ask_champion, ask_version
+from serving.triton.config import build_config, from_text, newest, parameter, to_text
+from serving.triton.endpoint import Endpoint
+from serving.triton.lock import LockedError
 from serving.triton.repository import Event, History, ModelRepository, Version
 from terrafine.errors import ModelError, ServingError, TerrafineError
-from terrafine.export import Prediction, Release
-from terrafine.export.parity import compare
-from terrafine.legend import UInt8Array
+from terrafine.export import Release
 from terrafine.spec import ServeSpec
 
-
-class Canary(BaseModel):
-    """How a served version's answers compare with those recorded at export.
-
-    ``verdict``: "passed"; "differs" where they are not near enough; "silent" where the version did
-    not answer; "busy" where its queue let nobody in. ``exact``: every byte is the same;
-    ``reason``: of a verdict other than "passed".
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    verdict: Literal["passed", "differs", "silent", "busy"]
-    exact: bool = False
-    class_agreement: float = 0.0
-    max_probability_error: float = 1.0
-    seconds: float = 0.0
-    reason: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it says what it should."""
-        return self.verdict == "passed"
+# verdicts that a load may turn into "passed"
+_TO_HEAL = ("silent", "other")
 
 
 class ServerStatus(BaseModel):
@@ -62,14 +43,15 @@ class ServerStatus(BaseModel):
 class Status(BaseModel):
     """What is served under a name, and what each server makes of it.
 
-    ``champion``, ``before``: by the history; ``serving``: the version that servers are told to
-    give to those who name none.
+    ``champion``, ``before``: by the history; ``begun``: a change that has not ended; ``serving``:
+    the version that servers are told to give to those who name none.
     """
 
     name: str
     repository: str
     champion: Event | None
     before: Event | None
+    begun: Event | None
     serving: int | None
     candidate: int | None
     servers: list[ServerStatus]
@@ -86,7 +68,10 @@ class Status(BaseModel):
 
 
 class Lifecycle:
-    """The versions of one served model, in its repository and on all its servers."""
+    """The versions of one served model, in its repository and on all its servers.
+
+    What changes them raises LockedError while somebody else does.
+    """
 
     def __init__(self, repository: ModelRepository, servers: Sequence[Endpoint]) -> None:
         self._repository = repository
@@ -104,50 +89,82 @@ class Lifecycle:
         Returns it with the canary of each server. Raises ServingError where a server does not load
         it or it does not say what it should: nothing of it is left then.
         """
-        self._discard()
-        version = self._repository.stage(release, spec)
-        name = self._repository.candidate.name
-        try:
-            found = self._load(name, version)
-        except TerrafineError:
+        with self._repository.locked("deploy"):
+            self._undo_begun()
             self._discard()
-            raise
+            version = self._repository.stage(release, spec)
+            name = self._repository.candidate.name
+            try:
+                found = self._load(name, version)
+            except TerrafineError:
+                self._discard()
+                raise
         return version, found
 
-    def promote(self) -> Event:
-        """Make the candidate the champion.
+    def promote(self, release: str | None = None) -> Event:
+        """Make the candidate the champion; ServingError where it is not ``release`` (a digest).
 
         Where a server does not load it, or it does not answer there as recorded, every server goes
         back to the champion that was, and ServingError says why.
         """
-        staged = self._repository.staged()
-        candidate = self._repository.candidate.name
-        # it may have lain there for days, and servers may have come since
-        self._load(candidate, staged)
-        version = self._repository.champions.write(staged.number, staged.files)
-        # not three of them in a GPU's memory at once
-        self._unload(candidate)
-        try:
-            event = self._enthrone("promote", version)
-        except TerrafineError:
-            self._repository.champions.remove(staged.number)
-            raise
-        self._repository.candidate.clear()
+        with self._repository.locked("promote") as require:
+            self._undo_begun()
+            staged = self._repository.staged()
+            if release is not None and staged.info.digest != release:
+                raise ServingError(
+                    f"{self._repository.candidate.storage}: the candidate is release "
+                    f"{staged.info.digest[:12]} (version {staged.number}), not {release[:12]}; "
+                    "somebody has deployed it since: deploy yours again, or promote that one"
+                )
+            candidate = self._repository.candidate.name
+            # it may have lain there for days, and servers may have come since
+            self._load(candidate, staged)
+            with self._undone_if_it_fails("promote", staged) as history:
+                version = self._repository.champions.write(staged.number, staged.files)
+                # not three of them in a GPU's memory at once
+                self._unload(candidate)
+                require()
+                self._serve(version, history)
+                require()
+                event = self._repository.end(history)
+            self._repository.candidate.clear()
         return event
 
     def rollback(self) -> Event:
-        """Make the champion before this one the champion again; ServingError as in promote."""
-        stack = self._repository.history().champions
-        if len(stack) < 2:
-            raise ServingError(
-                f"{self._repository.champions.storage}: there is no champion to go back to; "
-                "deploy another release"
-            )
-        return self._enthrone("rollback", self._read(stack[-2]))
+        """Make the champion before this one the champion again; ServingError as in promote.
+
+        After a promotion that was killed this is the champion that it was to follow.
+        """
+        with self._repository.locked("rollback") as require:
+            undone = self._undo_begun()
+            stack = self._repository.history().champions
+            if undone is not None and undone.event == "promote" and stack:
+                self._load(self._name, self._read(stack[-1]))
+                return stack[-1]
+            if len(stack) < 2:
+                raise ServingError(
+                    f"{self._repository.champions.storage}: there is no champion to go back to; "
+                    "deploy another release"
+                )
+            version = self._read(stack[-2])
+            with self._undone_if_it_fails("rollback", version) as history:
+                self._serve(version, history)
+                require()
+                return self._repository.end(history)
+
+    def serves(self, release: Release, spec: ServeSpec) -> bool:
+        """Whether every server answers as this release should, served as ``spec`` has it."""
+        found = self.status()
+        if not found.healthy or found.champion is None or found.champion.release != release.digest:
+            return False
+        number = found.champion.version
+        wanted = to_text(build_config(release, spec, version=number))
+        return bool(from_text(wanted, where="") == self._repository.read(number).config)
 
     def status(self) -> Status:
         """What is served; never raises because of a server."""
-        stack = self._repository.history().champions
+        history = self._repository.history()
+        stack = history.champions
         version = self._served()
         candidate = self._repository.candidate.serving()
         return Status(
@@ -155,24 +172,29 @@ class Lifecycle:
             repository=str(self._repository.storage),
             champion=stack[-1] if stack else None,
             before=stack[-2] if len(stack) > 1 else None,
+            begun=history.begun,
             serving=version and version.number,
             candidate=candidate and newest(candidate),
             servers=[self._server_status(server, version) for server in self.servers],
         )
 
     def heal(self) -> list[str]:
-        """Load the champion on every live server that does not answer.
+        """Load the champion on every live server that does not answer, or has another one.
 
         For what Triton does not do itself: a server that came back empty, a backend process that
-        died. Returns the addresses that answer again; what cannot be healed, :meth:`status` shows.
+        died or hangs, a change that was killed half-way. Returns the addresses that answer again;
+        what cannot be healed, :meth:`status` shows. While somebody changes the champion, nothing
+        is done.
         """
+        if not self._settled():
+            return []
         version = self._served()
         if version is None:
             return []
         ill = [
             server
             for server in self.servers
-            if server.live() and self._canary(server, self._name, version).verdict == "silent"
+            if server.live() and ask_champion(server, self._name, version).verdict in _TO_HEAL
         ]
         if ill:
             self._repository.champions.touch()
@@ -181,27 +203,87 @@ class Lifecycle:
     def _revive(self, server: Endpoint, version: Version) -> bool:
         with contextlib.suppress(ServingError):
             server.load(self._name)
-        return self._canary(server, self._name, version).passed
+        return ask_champion(server, self._name, version).passed
 
-    def _enthrone(self, event: Literal["promote", "rollback"], version: Version) -> Event:
-        """Serve a version, with those before it, or go back to what was served."""
-        history = self._repository.history()
+    def _settled(self) -> bool:
+        """Whether no change is under way, once what a killed one began is undone."""
+        if self._repository.history().begun is None:
+            return True
         try:
-            self._serve(version, history)
-        except TerrafineError:
-            self._restore(history)
+            with self._repository.locked("heal"):
+                self._undo_begun()
+        except LockedError:
+            return False
+        return True
+
+    def _undo_begun(self) -> Event | None:
+        """What one who was killed began, once it is undone."""
+        history = self._repository.history()
+        if history.begun is not None:
+            self._undo(history)
+        return history.begun
+
+    @contextmanager
+    def _undone_if_it_fails(
+        self, event: Literal["promote", "rollback"], version: Version
+    ) -> Iterator[History]:
+        history = self._repository.begin(event, version)
+        try:
+            yield history
+        except LockedError:
+            # who is at work now has undone it
             raise
-        done = Event(
-            event=event,
-            version=version.number,
-            release=version.info.digest,
-            model=version.info.model,
-            at=datetime.now(UTC),
-        )
-        self._repository.record(history.model_copy(update={"events": (*history.events, done)}))
-        return done
+        except TerrafineError:
+            # what cannot be undone now stays begun, and is undone by the next who looks
+            with contextlib.suppress(TerrafineError):
+                self._undo(history)
+            raise
+
+    def _undo(self, history: History) -> None:
+        """Serve again what was served before the change that ``history`` says was begun."""
+        begun = history.begun
+        assert begun is not None
+        champions = self._repository.champions
+        config = champions.serving()
+        if config is not None and newest(config) == begun.version:
+            self._restore(history)
+        if begun.event == "promote" and not champions.names(begun.version):
+            champions.remove(begun.version)
+        self._repository.record(history.model_copy(update={"begun": None}), after=history)
+
+    def _restore(self, history: History) -> None:
+        """The champion by the history is loaded on every server that can be reached."""
+        if not history.champions:
+            self._repository.champions.retire()
+            self._unload(self._name)
+            return
+        try:
+            champion = self._read(history.champions[-1])
+        except ModelError:
+            # nobody could load it: what has been begun is better than nothing
+            return
+        self._repository.champions.serve(self._together(champion, history))
+        for server in self.servers:
+            with contextlib.suppress(ServingError):
+                server.load(self._name)
 
     def _serve(self, version: Version, history: History) -> None:
+        """Load a version on every server, with those before it; all have to say as recorded."""
+        together = self._together(version, history)
+        self._repository.champions.serve(together)
+        self._load(self._name, version)
+        for server in self.servers:
+            for other in together[1:]:
+                canary = ask_version(server, self._name, other)
+                if canary.verdict == "differs":
+                    raise ServingError(
+                        f"grpc://{server.address}: version {other.number} of {self._name}, which "
+                        f"stays loaded for maps that began with it, failed its canary beside "
+                        f"version {version.number}: {canary.reason}; or deploy with serve.loaded: 1"
+                    )
+
+    def _together(self, version: Version, history: History) -> list[Version]:
+        """A version, and as many of the champions before it as it wants to have beside it."""
         keep = int(parameter(version.config, "loaded", where=f"version {version.number}")) - 1
         before = [one for one in history.champions if one.version < version.number]
         together = [version]
@@ -209,25 +291,14 @@ class Lifecycle:
             # a damaged one serves nobody, and is no reason to keep the new one away
             with contextlib.suppress(ModelError):
                 together.append(self._read(one))
-        self._repository.champions.serve(together)
-        self._load(self._name, version)
-
-    def _restore(self, history: History) -> None:
-        """What was served before is served again; it never was dropped where a load failed."""
-        stack = history.champions
-        with contextlib.suppress(TerrafineError):
-            if stack:
-                self._serve(self._read(stack[-1]), history)
-            else:
-                self._repository.champions.retire()
-                self._unload(self._name)
+        return together
 
     def _load(self, name: str, version: Version) -> list[Canary]:
         """Load on every server; ServingError at the first that does not answer as recorded."""
         found = []
         for server in self.servers:
             server.load(name)
-            canary = self._canary(server, name, version)
+            canary = ask_version(server, name, version)
             if not canary.passed:
                 raise ServingError(
                     f"grpc://{server.address}: release {version.info.digest[:12]} failed its "
@@ -246,43 +317,6 @@ class Lifecycle:
         self._unload(self._repository.candidate.name)
         self._repository.candidate.clear()
 
-    def _canary(self, server: Endpoint, name: str, version: Version) -> Canary:
-        """Ask a version about the windows of its release, one by one as they were recorded."""
-        started = time.monotonic()
-        try:
-            found = [_bytes(server.ask(name, version.number, w)) for w in version.windows_NCHW]
-        except BusyError as error:
-            return Canary(verdict="busy", reason=str(error))
-        except ServingError as error:
-            return Canary(verdict="silent", reason=str(error))
-        enhanced, code, other = _bytes(version.answers)
-        pairs = [
-            ((enhanced[i : i + 1], code[i : i + 1], other[i : i + 1]), said)
-            for i, said in enumerate(found)
-        ]
-        report = compare(pairs, version.info.legend)
-        exact = all(
-            np.array_equal(wanted, got) for pair in pairs for wanted, got in zip(*pair, strict=True)
-        )
-        least, most = (
-            float(parameter(version.config, f"canary_{key}", where=name))
-            for key in ("class_agreement", "probability_error")
-        )
-        passed = exact or (report.class_agreement >= least and report.max_probability_error <= most)
-        return Canary(
-            verdict="passed" if passed else "differs",
-            exact=exact,
-            class_agreement=report.class_agreement,
-            max_probability_error=report.max_probability_error,
-            seconds=time.monotonic() - started,
-            reason=""
-            if passed
-            else f"its classes agree with the recorded ones on {report.class_agreement:.6f} of "
-            f"the pixels ({least} wanted), its probabilities within "
-            f"{report.max_probability_error:.4f} ({most} wanted); look for another engine, "
-            "precision or graph than at export, or lower serve.canary_class_agreement",
-        )
-
     def _server_status(self, server: Endpoint, version: Version | None) -> ServerStatus:
         if not server.live():
             return ServerStatus(address=server.address, live=False)
@@ -290,16 +324,16 @@ class Lifecycle:
             versions = server.versions(self._name)
         except ServingError:
             return ServerStatus(address=server.address, live=False)
-        canary = version and self._canary(server, self._name, version)
+        canary = version and ask_champion(server, self._name, version)
         return ServerStatus(address=server.address, live=True, versions=versions, canary=canary)
 
     def _served(self) -> Version | None:
         """The version that servers are told to give to those who name none."""
         config = self._repository.champions.serving()
-        return config and self._repository.champions.read(newest(config))
+        return config and self._repository.read(newest(config))
 
     def _read(self, event: Event) -> Version:
-        version = self._repository.champions.read(event.version)
+        version = self._repository.read(event.version)
         if version.info.digest != event.release:
             raise ModelError(
                 f"{self._repository.champions.storage}/{event.version}: holds release "
@@ -307,7 +341,3 @@ class Lifecycle:
                 "version; deploy the release again"
             )
         return version
-
-
-def _bytes(said: Prediction) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
-    return said.enhanced_NHW, said.other_class_NHW, said.other_NHW

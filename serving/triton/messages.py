@@ -33,17 +33,26 @@ class Answer(Prediction):
     releases: tuple[str, ...]
 
     @classmethod
-    def joined(cls, count: int, window: int, replies: Sequence[tuple[slice, Reply]]) -> Answer:
-        """The answer for ``count`` windows; those that no reply covers have no valid pixel."""
+    def joined(
+        cls, count: int, window: int, replies: Sequence[tuple[slice, Sequence[Reply]]]
+    ) -> Answer:
+        """The answer for ``count`` windows; those that no reply covers have no valid pixel.
+
+        ``replies``: neighbouring windows, and the replies that cover them one after the other.
+        """
         enhanced, other_class, other = np.zeros((3, count, window, window), np.uint8)
         versions, releases = [""] * count, [""] * count
-        for part, reply in replies:
-            for array_NHW, said_NHW in zip(
-                (enhanced, other_class, other), reply.arrays, strict=True
-            ):
-                array_NHW[part] = said_NHW
-            size = part.stop - part.start
-            versions[part], releases[part] = [reply.version] * size, [reply.release] * size
+        for windows, several in replies:
+            first = windows.start
+            for reply in several:
+                size = len(reply.arrays[0])
+                part = slice(first, first + size)
+                for array_NHW, said_NHW in zip(
+                    (enhanced, other_class, other), reply.arrays, strict=True
+                ):
+                    array_NHW[part] = said_NHW
+                versions[part], releases[part] = [reply.version] * size, [reply.release] * size
+                first += size
         return cls(enhanced, other_class, other, tuple(versions), tuple(releases))
 
 

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Regions:
     ``wanted``: True (ServingError where it cannot be had), False, or "auto" (where it can).
     ``grace``: seconds after which a request that was given up has certainly ended: until then the
     server may still read or write its region, which is neither used again nor unregistered.
+    Servers are told beside the requests, which do not wait for one that does not listen.
     """
 
     def __init__(self, wanted: bool | str, *, grace: float) -> None:
@@ -79,6 +81,7 @@ class Regions:
         self._free: list[Region] = []
         self._doubtful: list[tuple[float, Region]] = []
         self._without: set[Replica] = set()
+        self._teller = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
     def take(self, replica: Replica, size: int, *, timeout: float) -> Region | None:
         """A region of at least ``size`` bytes, or None where the request is to travel by gRPC."""
@@ -92,7 +95,7 @@ class Regions:
         if region is not None and region.size >= size:
             return region
         if region is not None:
-            region.unregister()
+            self._teller.submit(region.unregister)
         try:
             return Region(replica, size, timeout=timeout)
         except (OSError, grpc.RpcError) as error:
@@ -116,12 +119,13 @@ class Regions:
             self._without.discard(replica)
 
     def close(self) -> None:
-        """Unregister all that no request can still use."""
+        """Unregister all that no request can still use; the others stay until a server ends."""
         with self._lock:
             free, self._free = self._free, []
         for region in free:
-            region.unregister()
+            self._teller.submit(region.unregister)
         self._sweep()
+        self._teller.shutdown(wait=True)
 
     def _do_without(self, replica: Replica, size: int, error: Exception) -> None:
         if self._wanted is True:
@@ -140,4 +144,4 @@ class Regions:
             over = [region for safe, region in self._doubtful if safe <= now]
             self._doubtful = [(safe, region) for safe, region in self._doubtful if safe > now]
         for region in over:
-            region.unregister()
+            self._teller.submit(region.unregister)

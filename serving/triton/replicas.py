@@ -41,6 +41,7 @@ CHANNEL = (
 _SAID = {
     "Exceeds maximum queue size": "queue_full",
     "This protocol is restricted": "restricted",
+    "batch-size must be <=": "batch_too_large",
     "Unable to find shared memory region": "region_unknown",
 }
 _SHORTEST_REST, _LONGEST_REST = 0.05, 2.0
@@ -160,6 +161,11 @@ def cause_of(error: grpc.RpcError) -> str:
     details = error.details() or ""
     said = (cause for words, cause in _SAID.items() if words in details)
     return next(said, str(error.code().name).lower())
+
+
+def left(stop: float, most: float) -> float:
+    """Seconds until ``stop``, at most ``most``; never so few that gRPC would not even ask."""
+    return max(min(stop - time.monotonic(), most), 0.001)
 
 
 def gave_up(error: grpc.RpcError) -> bool:

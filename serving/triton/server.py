@@ -46,6 +46,14 @@ def wheel_folder() -> Path:
     return folder.resolve()
 
 
+def begin_repository(location: str) -> None:
+    """Put a file into a folder that is not there or, in a bucket, holds nothing: Triton does not
+    start over that."""
+    repository = Storage.at(location)
+    if not repository.names():
+        repository.write(".keep", b"")
+
+
 class TritonServer:
     """A Triton process over a model repository (a folder or ``s3://``), with ports of its own.
 
@@ -106,10 +114,7 @@ class TritonServer:
         """Start and wait until it is live; ServingError with the end of its log otherwise."""
         self.folder.mkdir(parents=True, exist_ok=True)
         backends = self._backends()
-        repository = Storage.at(self.repository)
-        if not repository.names():
-            # Triton does not start over a bucket's folder that holds nothing
-            repository.write(".keep", b"")
+        begin_repository(self.repository)
         with self.log.open("ab") as log:
             # a group of its own, so that no backend process outlives a server that was killed
             self._process = subprocess.Popen(

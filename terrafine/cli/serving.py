@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from serving.triton.canary import Canary
 from serving.triton.deploy import lifecycle_on
-from serving.triton.lifecycle import Canary, Lifecycle, ServerStatus, Status
+from serving.triton.lifecycle import Lifecycle, ServerStatus, Status
 from serving.triton.repository import Event
 from serving.triton.server import TritonServer
 from terrafine import telemetry
@@ -91,7 +92,7 @@ def deploy(
     release, spec = _release(source, data, workdir)
     with _lifecycle(url, repository or spec.repository, spec.name, seconds) as lifecycle:
         version, canary = lifecycle.deploy(release, spec)
-        champion = lifecycle.promote() if promote_too else None
+        champion = lifecycle.promote(release.digest) if promote_too else None
     done = Deployed(
         name=spec.name,
         version=version.number,
@@ -113,12 +114,15 @@ def promote(
     url: UrlOption = LOCAL,
     repository: RepositoryOption = None,
     name: NameOption = NAME,
+    release: Annotated[
+        str | None, typer.Option(help="digest that the staged release must have; default: any")
+    ] = None,
     seconds: SecondsOption = 600,
     as_json: JsonOption = False,
 ) -> None:
     """Make the staged version the champion; if it fails, the champion stays."""
     with _lifecycle(url, repository, name, seconds) as lifecycle:
-        event = lifecycle.promote()
+        event = lifecycle.promote(release)
     _say(event, as_json, f"{name} version {event.version} ({event.release[:12]}) is champion")
 
 
@@ -202,12 +206,21 @@ def serve(
     with server, _lifecycle(server.grpc_url, repository, name, 600) as lifecycle:
         typer.echo(f"{server.grpc_url} {server.http_url} {server.metrics_url}")
         while not server.ended(seconds=every):
-            lifecycle.heal()
+            _heal(lifecycle)
     raise ServingError(f"Triton over {repository} ended by itself; start it again")
 
 
+def _heal(lifecycle: Lifecycle) -> list[str]:
+    """The addresses of servers that answer again; what kept it from healing is only told."""
+    try:
+        return lifecycle.heal()
+    except TerrafineError as error:
+        typer.echo(explain(error), err=True)
+        return []
+
+
 def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
-    for address in lifecycle.heal():
+    for address in _heal(lifecycle):
         metrics.healed(lifecycle.name, address)
     found = lifecycle.status()
     champion = found.champion
@@ -224,6 +237,7 @@ def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
             agreement=canary.class_agreement,
             seconds=canary.seconds,
         )
+    metrics.looked(found.name, [server.address for server in found.servers])
 
 
 def _release(source: Path, data: Path | None, workdir: Path | None) -> tuple[Release, ServeSpec]:
@@ -273,6 +287,11 @@ def _show(found: Status) -> None:
             )
     if found.champion is None:
         console.print(f"{found.repository}: nothing was ever promoted as {found.name}")
+    if found.begun is not None:
+        console.print(
+            f"{found.begun.event} of version {found.begun.version}: begun {found.begun.at:%F %T}, "
+            "not ended"
+        )
     if found.candidate is not None:
         console.print(f"candidate: version {found.candidate}")
     table = Table("server", "live", "versions", "canary")

@@ -140,12 +140,17 @@ class ReleaseMetrics:
             "canary_class_agreement", "Share of equal classes in the latest canary.", "server"
         )
         self._seconds = gauge("canary_seconds", "Time that the latest canary took.", "server")
+        self._looked = gauge("looked_timestamp_seconds", "When all servers were last looked at.")
         self._healed = Counter(
             "terrafine_serving_healed",
             "Times that the champion was loaded anew because it did not answer.",
             ["model", "server"],
             registry=registry,
         )
+        self._of_servers = (
+            self._live, self._passed, self._agreement, self._seconds, self._healed
+        )  # fmt: skip
+        self._servers: dict[str, set[str]] = {}
 
     def champion(self, model: str, version: int, since: datetime | None) -> None:
         """A version is champion ``since`` then; 0 for none."""
@@ -157,10 +162,20 @@ class ReleaseMetrics:
         self, model: str, server: str, *, live: bool, passed: bool, agreement: float, seconds: float
     ) -> None:
         """A server was looked at."""
+        self._servers.setdefault(model, set()).add(server)
         self._live.labels(model, server).set(live)
         self._passed.labels(model, server).set(passed)
         self._agreement.labels(model, server).set(agreement)
         self._seconds.labels(model, server).set(seconds)
+
+    def looked(self, model: str, servers: Iterable[str]) -> None:
+        """All servers were looked at; those that are gone are told of no more."""
+        kept = set(servers)
+        for gone in self._servers.get(model, set()) - kept:
+            for metric in self._of_servers:
+                metric.remove(model, gone)
+        self._servers[model] = kept
+        self._looked.labels(model).set_to_current_time()
 
     def healed(self, model: str, server: str) -> None:
         """A server answers again."""

@@ -57,7 +57,10 @@ def test_release_is_deployed_promoted_and_rolled_back_from_the_command_line(
     assert (done["version"], done["champion"]) == (2, None)
     found = terrafine("status", *servers)
     assert (found["champion"]["version"], found["candidate"]) == (1, 2)
-    assert terrafine("promote", *servers)["release"] == second.digest
+    with pytest.raises(ServingError, match=f"candidate is release {second.digest[:12]}"):
+        terrafine("promote", *servers, "--release", first.digest)
+    done = terrafine("promote", *servers, "--release", second.digest)
+    assert done["release"] == second.digest
     assert terrafine("rollback", *servers)["version"] == 1
     with pytest.raises(ServingError, match="no champion to go back to"):
         terrafine("rollback", *servers)
@@ -150,7 +153,8 @@ def test_server_runs_until_stopped_and_the_watch_heals_it_and_tells_prometheus(
         assert server.stdout.readline().startswith(f"grpc://127.0.0.1:{grpc} ")
         terrafine("deploy", releases[0].folder, *servers, "--promote")
         with running("watch", *servers, "--every", 1, "--metrics-port", watching):
-            wait_for("canary_passed", 1, watching)
+            found = wait_for("canary_passed", 1, watching)
+            assert abs(found["terrafine_serving_looked_timestamp_seconds"] - time.time()) < 600
             stubs = [pid for pid in family(server.pid) if "model.onnx" in command(pid)]
             for pid in stubs:
                 os.kill(pid, signal.SIGKILL)

@@ -58,6 +58,15 @@ class Truth:
     def holds(self, answer: Answer, index: int) -> bool:
         return same(answer, self._answers[answer.releases[0]][index])
 
+    def holds_all(self, answer: Answer) -> bool:
+        """Of all windows together, each by the release that it names."""
+        said = [self._answers[release][i] for i, release in enumerate(answer.releases)]
+        return all(
+            np.array_equal(getattr(answer, name)[i], getattr(one, name)[0])
+            for i, one in enumerate(said)
+            for name in ("enhanced_NHW", "other_class_NHW", "other_NHW")
+        )
+
 
 def same(one: Prediction, two: Prediction) -> bool:
     return all(
@@ -277,6 +286,21 @@ def test_what_is_not_there_is_said_clearly(server: TritonServer) -> None:
         predictor.require(legend=predictor.info.legend, fill=FILL)
 
 
+def test_a_server_that_is_about_to_start_is_waited_for_as_long_as_one_likes(
+    server: TritonServer, truth: Truth
+) -> None:
+    server.kill()
+    with pytest.raises(ServingError, match=r"is not ready .*unavailable"):
+        TritonPredictor(server.grpc_url, connect=0.3)
+    begin = threading.Timer(1, server.start)
+    begin.start()
+    try:
+        with TritonPredictor(server.grpc_url, connect=60) as predictor:
+            assert truth.holds(predictor.predict(WINDOWS[1:2]), 1)
+    finally:
+        begin.join()
+
+
 @pytest.mark.slow
 def test_a_full_queue_is_waited_for(
     tmp_path: Path, releases: tuple[Release, Release], truth: Truth
@@ -305,10 +329,11 @@ def test_a_full_queue_is_waited_for(
 
 
 def test_an_answer_that_comes_too_late_never_gets_into_another_one(
-    server: TritonServer, truth: Truth
+    server: TritonServer, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A try that was given up still writes into its shared memory when the server goes on, so
     that memory is used for nothing else, and unregistered only once that is over."""
+    monkeypatch.setattr("serving.triton.client._GRACE", 3.0)
     with TritonPredictor(
         server.grpc_url, shared_memory=True, patience=0.3, in_flight=1, deadline=3
     ) as predictor:
@@ -410,6 +435,61 @@ def test_promotion_and_rollback_under_load_cost_no_window_and_no_wrong_answer(
         assert not load.errors + pinned_load.errors
         assert not load.wrong + pinned_load.wrong
         assert set(pinned_load.versions()) == {"1"}
+
+
+@pytest.mark.parametrize("shared_memory", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_promotion_with_smaller_batches_costs_no_window(
+    tmp_path: Path, releases: tuple[Release, Release], truth: Truth, shared_memory: bool
+) -> None:
+    seen = Seen()
+    with (
+        serving(tmp_path, releases[0]) as server,
+        TritonPredictor(server.grpc_url, shared_memory=shared_memory, observer=seen) as predictor,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        end = threading.Event()
+
+        def ask() -> list[Answer]:
+            answers = []
+            while not end.is_set():
+                answers.append(predictor.predict(WINDOWS))
+                assert truth.holds_all(answers[-1])
+            return [*answers, predictor.predict(WINDOWS)]
+
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            lifecycle = lifecycle_of(server)
+            lifecycle.deploy(releases[1], SPEC.model_copy(update={"max_batch": 1}))
+            lifecycle.promote()
+        finally:
+            end.set()
+        for future in asking:
+            last = future.result(timeout=120)[-1]
+            assert set(last.versions) == {"2"}
+            assert truth.holds_all(last)
+    assert "batch_too_large" in seen.causes
+    assert {record.windows for record in seen.requests} == {1, 2, 4}
+
+
+@pytest.mark.slow
+def test_a_rollback_ends_a_map_that_was_pinned_to_what_it_drops_with_one_error(
+    tmp_path: Path, releases: tuple[Release, Release]
+) -> None:
+    with serving(tmp_path, releases[0]) as server:
+        lifecycle = lifecycle_of(server)
+        lifecycle.deploy(releases[1], SPEC)
+        lifecycle.promote()
+        with (
+            TritonPredictor(server.grpc_url, release="champion") as dropped,
+            TritonPredictor(server.grpc_url, release=releases[0].digest) as kept,
+        ):
+            dropped.predict(WINDOWS[1:2])
+            lifecycle.rollback()
+            with pytest.raises(
+                ServingError, match=r"is not served \(any more\); served: .* as version 1; .*anew"
+            ):
+                dropped.predict(WINDOWS[1:2])
+            assert kept.predict(WINDOWS[1:2]).versions == ("1",)
 
 
 @pytest.mark.slow

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from serving.triton.deploy import deploy_release
 from serving.triton.endpoint import Endpoint
 from serving.triton.lifecycle import Lifecycle
+from serving.triton.lock import LockedError
 from serving.triton.repository import ModelRepository
 from serving.triton.server import TritonServer
 from terrafine.errors import ModelError, ServingError, StorageError
-from terrafine.export import OUTPUTS, Release, read_release
+from terrafine.export import OUTPUTS, Prediction, Release, read_release
 from terrafine.export.release import CANARY
+from terrafine.export.session import UInt16Array
+from terrafine.storage import Storage
 from tests.buckets import s3_bucket
 from tests.disks import small_disk
 from tests.exported import images
@@ -247,6 +254,326 @@ class Cut:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._endpoint, name)
+
+
+class Deaf(Endpoint):
+    """A server that answers nothing for the champion-to-be."""
+
+    def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
+        if (name, version) == (SERVE.name, 2):
+            raise ServingError(f"grpc://{self.address}: no word")
+        return super().ask(name, version, window_CHW)
+
+
+class Refusing(Endpoint):
+    """A server that loads the champion-to-be, and nothing after that."""
+
+    loads = 0
+
+    def load(self, name: str) -> None:
+        self.loads += name == SERVE.name
+        if self.loads > 1:
+            raise ServingError(f"grpc://{self.address}: busy")
+        super().load(name)
+
+
+@pytest.mark.slow
+def test_server_that_cannot_go_back_keeps_no_other_from_it_and_is_healed(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    repository = ModelRepository(triton_server.repository, SERVE.name)
+    with running_triton(triton_server.repository) as other:
+        with lifecycle(triton_server, other) as versions:
+            versions.deploy(releases[0], SERVE)
+            versions.promote()
+            versions.deploy(releases[1], SERVE)
+            addresses = [server.address for server in versions.servers]
+            with (
+                Refusing(addresses[0]) as first,
+                Deaf(addresses[1]) as second,
+                pytest.raises(ServingError, match=f"{addresses[1]}: .* no word"),
+            ):
+                Lifecycle(repository, [first, second]).promote()
+            assert answering(other) == 1
+            assert not Path(triton_server.repository, "landcover", "2").exists()
+            found = versions.status()
+            assert not found.healthy
+            wrong, right = (server.canary for server in found.servers)
+            assert wrong is not None
+            assert right is not None
+            assert (wrong.verdict, right.verdict) == ("other", "passed")
+            assert "gives version 2 of landcover, not 1" in wrong.reason
+            assert versions.heal() == addresses[:1]
+            assert versions.status().healthy
+        assert answering(triton_server) == 1
+
+
+def break_history(repository: ModelRepository, fails: Callable[[int], bool]) -> None:
+    """Let some of the writes of history.json fail, counted from now on."""
+    count = itertools.count(1)
+
+    class Broken(Storage):
+        def write(self, name: str, data: bytes) -> None:
+            if name == "history.json" and fails(next(count)):
+                raise StorageError(f"{self}/{name}: cannot write it (503 Slow Down)")
+            super().write(name, data)
+
+    repository.champions.storage = Broken(repository.champions.storage.location)
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [lambda n: n == 1, lambda n: n == 2, lambda n: n > 1],
+    ids=["before the change", "after it", "after it, and when it is undone"],
+)
+def test_history_that_cannot_be_written_leaves_the_champion_that_was(
+    triton_server: TritonServer, releases: Releases, fails: Callable[[int], bool]
+) -> None:
+    serve_release(triton_server, releases[0])
+    with lifecycle(triton_server) as versions:
+        versions.deploy(releases[1], SERVE)
+        broken = ModelRepository(triton_server.repository, SERVE.name)
+        break_history(broken, fails)
+        with pytest.raises(StorageError, match=r"history\.json: cannot write it"):
+            Lifecycle(broken, versions.servers).promote()
+        assert answering(triton_server) == 1
+        triton_server.restart(kill=True)
+        assert answering(triton_server) == 1
+        versions.heal()
+        found = versions.status()
+        assert found.healthy
+        assert found.begun is None
+        assert not Path(triton_server.repository, "landcover", "2").exists()
+        assert versions.promote().version == 2
+    assert answering(triton_server) == 2
+
+
+def test_what_was_begun_serves_on_where_the_champion_before_it_is_damaged(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    serve_release(triton_server, releases[0])
+    Path(triton_server.repository, "landcover", "1", "model.onnx").write_bytes(b"no graph")
+    with lifecycle(triton_server) as versions:
+        versions.deploy(releases[1], SERVE)
+        broken = ModelRepository(triton_server.repository, SERVE.name)
+        break_history(broken, lambda n: n == 2)
+        with pytest.raises(StorageError, match=r"history\.json: cannot write it"):
+            Lifecycle(broken, versions.servers).promote()
+        triton_server.restart(kill=True)
+        assert answering(triton_server) == 2
+        assert not versions.status().healthy
+        versions.deploy(releases[1], SERVE)
+        assert versions.promote().version == 3
+        assert versions.status().healthy
+
+
+class FillsTheDisk(Endpoint):
+    """The disk is full once the champion-to-be is loaded."""
+
+    disk: Path
+
+    def load(self, name: str) -> None:
+        super().load(name)
+        if name == SERVE.name:
+            (self.disk / "in the way").write_bytes(bytes(shutil.disk_usage(self.disk).free))
+
+
+def test_disk_that_is_full_when_the_history_is_written_leaves_what_the_configuration_names(
+    tmp_path: Path, releases: Releases
+) -> None:
+    size = sum(p.stat().st_size for p in releases[0].folder.iterdir())
+    for disk in small_disk(tmp_path / "small", kilobytes=round(4.5 * size / 1024)):
+        with running_triton(disk / "models", load=[SERVE.name]) as server:
+            serve_release(server, releases[0])
+            with lifecycle(server) as versions:
+                versions.deploy(releases[1], SERVE)
+                repository = ModelRepository(server.repository, SERVE.name)
+                with FillsTheDisk(versions.servers[0].address) as filling:
+                    filling.disk = disk
+                    with pytest.raises(StorageError, match=r"history\.json.* No space left"):
+                        Lifecycle(repository, [filling]).promote()
+                # nothing can be put back, so nothing that is served is taken away
+                assert answering(server) == 2
+                server.restart(kill=True)
+                assert answering(server) == 2
+                assert not versions.status().healthy
+                (disk / "in the way").unlink()
+                versions.heal()
+                assert versions.status().healthy
+                assert answering(server) == 1
+
+
+class Killing(Endpoint):
+    """This process is killed once the champion-to-be is loaded here."""
+
+    def load(self, name: str) -> None:
+        super().load(name)
+        if name == SERVE.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at_work(verb: str, repository: str, address: str) -> None:
+    getattr(Lifecycle(ModelRepository(repository, SERVE.name), [Killing(address)]), verb)()
+
+
+@pytest.fixture
+def killed(triton_server: TritonServer, releases: Releases) -> Callable[[str], Lifecycle]:
+    """Kill a promotion of version 3, or a rollback to version 1, at work; the champion is 2."""
+    serve_release(triton_server, releases[0])
+    serve_release(triton_server, releases[1])
+    address = triton_server.grpc_url.removeprefix("grpc://")
+
+    def kill(verb: str) -> Lifecycle:
+        repository = ModelRepository(triton_server.repository, SERVE.name)
+        Lifecycle(repository, [Endpoint(address)]).deploy(releases[0], SERVE)
+        process = multiprocessing.get_context("spawn").Process(
+            target=killed_at_work, args=(verb, triton_server.repository, address)
+        )
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == -signal.SIGKILL
+        versions = Lifecycle(repository, [Endpoint(address)])
+        found = versions.status()
+        assert not found.healthy
+        assert found.champion is not None
+        assert found.begun is not None
+        assert (found.champion.version, found.begun.event) == (2, verb)
+        assert found.serving == found.begun.version == answering(triton_server)
+        # as long as it may live nobody interferes
+        assert versions.heal() == []
+        assert versions.status().begun == found.begun
+        with pytest.raises(LockedError, match=rf"process {process.pid} on .* at work.*{verb}"):
+            versions.deploy(releases[0], SERVE)
+        dead = ModelRepository(triton_server.repository, SERVE.name, lease=0.01)
+        return Lifecycle(dead, [Endpoint(address)])
+
+    return kill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_killed_change_is_undone_by_the_watch(
+    triton_server: TritonServer, killed: Callable[[str], Lifecycle], verb: str
+) -> None:
+    versions = killed(verb)
+    triton_server.restart(kill=True)
+    versions.heal()
+    found = versions.status()
+    assert found.healthy
+    assert found.begun is None
+    assert answering(triton_server) == 2
+    assert not Path(triton_server.repository, "landcover", "3").exists()
+    assert Path(triton_server.repository, "landcover", "1").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "then", "champion"),
+    [("promote", "promote", 3), ("promote", "rollback", 2), ("rollback", "rollback", 1)],
+)
+def test_after_a_killed_change_the_next_one_does_what_it_says(
+    triton_server: TritonServer,
+    killed: Callable[[str], Lifecycle],
+    verb: str,
+    then: str,
+    champion: int,
+) -> None:
+    versions = killed(verb)
+    assert getattr(versions, then)().version == champion
+    assert versions.status().healthy
+    assert answering(triton_server) == champion
+
+
+def test_of_two_deployers_each_gets_its_own_release_or_one_clear_sentence(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    first, second = releases
+    with lifecycle(triton_server) as ours, lifecycle(triton_server) as theirs:
+        ours.deploy(first, SERVE)
+        theirs.deploy(second, SERVE)
+        with pytest.raises(
+            ServingError,
+            match=f"candidate is release {second.digest[:12]} .version 2., not "
+            f"{first.digest[:12]}; somebody has deployed it since",
+        ):
+            ours.promote(first.digest)
+        assert theirs.promote(second.digest).release == second.digest
+        repository = ModelRepository(triton_server.repository, SERVE.name)
+        with repository.locked("promote"):
+            for change in (theirs.promote, theirs.rollback, lambda: theirs.deploy(first, SERVE)):
+                with pytest.raises(LockedError, match=r"is at work on it \(promote since"):
+                    change()
+            assert theirs.status().healthy
+        assert theirs.status().healthy
+
+
+@pytest.mark.slow
+def test_pipeline_run_again_leaves_the_champion_alone_unless_it_is_to_be_served_otherwise(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    spec = SERVE.model_copy(
+        update={"server": triton_server.grpc_url, "repository": triton_server.repository}
+    )
+    assert deploy_release(releases[0], spec)["version"] == 1
+    assert deploy_release(releases[0], spec)["version"] == 1
+    for n, change in enumerate(({"max_batch": 2}, {"instances": 2}, {"queue_limit": 9}), start=2):
+        otherwise = spec.model_copy(update=change)
+        assert deploy_release(releases[0], otherwise)["version"] == n
+        assert deploy_release(releases[0], otherwise)["version"] == n
+    with triton.InferenceServerClient(triton_server.grpc_url.removeprefix("grpc://")) as client:
+        config = client.get_model_config(SERVE.name).config
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 9
+
+
+class Distorting(Endpoint):
+    """Beside another version the first one answers otherwise, as with other kernels."""
+
+    def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
+        said = super().ask(name, version, window_CHW)
+        if (name, version) != (SERVE.name, 1):
+            return said
+        return replace(said, other_class_NHW=np.roll(said.other_class_NHW, 7, axis=1))
+
+
+@pytest.mark.slow
+def test_version_that_stays_loaded_has_to_answer_as_before_too(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    serve_release(triton_server, releases[0])
+    repository = ModelRepository(triton_server.repository, SERVE.name)
+    with Distorting(triton_server.grpc_url.removeprefix("grpc://")) as server:
+        versions = Lifecycle(repository, [server])
+        versions.deploy(releases[1], SERVE)
+        with pytest.raises(ServingError, match=r"version 1 of landcover, which stays .*loaded: 1"):
+            versions.promote()
+        assert answering(triton_server) == 1
+        versions.deploy(releases[1], SERVE.model_copy(update={"loaded": 1}))
+        assert versions.promote().version == 3
+
+
+class Impatient(Endpoint):
+    """Waits for an answer for a second."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, seconds=60)
+        self._ask_seconds = 1.0
+
+
+def test_hung_backend_is_replaced(triton_server: TritonServer, releases: Releases) -> None:
+    serve_release(triton_server, releases[0])
+    repository = ModelRepository(triton_server.repository, SERVE.name)
+    with Impatient(triton_server.grpc_url.removeprefix("grpc://")) as server:
+        versions = Lifecycle(repository, [server])
+        stubs = [pid for pid in family(triton_server.pid) if "landcover" in command(pid)]
+        assert stubs
+        for pid in stubs:
+            os.kill(pid, signal.SIGSTOP)
+        (found,) = versions.status().servers
+        assert found.canary is not None
+        assert found.canary.verdict == "silent"
+        assert "Deadline" in found.canary.reason
+        assert versions.heal() == [server.address]
+        assert answering(triton_server) == 1
 
 
 def test_killed_backend_is_replaced_and_a_restarted_server_serves_the_champion(

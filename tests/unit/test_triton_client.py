@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +13,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from serving.triton.contract import difference, read_contract
-from serving.triton.messages import Answer, build_request, largest_batch, read_response, runs
-from serving.triton.replicas import Replicas, parse_url
+from serving.triton.contract import difference, fetch_contract, read_contract
+from serving.triton.messages import (
+    Answer,
+    Reply,
+    build_request,
+    largest_batch,
+    read_response,
+    runs,
+)
+from serving.triton.regions import Regions
+from serving.triton.replicas import Replica, Replicas, parse_url
 from terrafine.errors import ServingError
 from terrafine.export import INPUT, OUTPUTS, GraphInfo
 from terrafine.legend import FBP, SEVEN
 
-GRAPH = GraphInfo(window=16, bands=4, fill=0, legend=SEVEN, model="m", weights_sha256="w")
+GRAPH = GraphInfo(
+    window=16,
+    band_names=("red", "green", "blue", "nir"),
+    scale=1.0,
+    fill=0,
+    legend=SEVEN,
+    model="m",
+    weights_sha256="w",
+)
 WINDOWS = np.ones((2, 4, 16, 16), np.uint16)
 
 
@@ -149,6 +167,39 @@ def test_windows_that_nobody_was_asked_about_have_no_class() -> None:
     assert answer.versions == answer.releases == ("", "", "")
 
 
+def test_a_batch_that_was_answered_in_parts_is_put_together_in_order() -> None:
+    def reply(count: int, code: int, version: str) -> Reply:
+        said = tuple(np.full((count, 16, 16), code, np.uint8) for _ in OUTPUTS)
+        return Reply(said, version, f"r{version}", shared_memory=False, sent=0, received=0)
+
+    parts = [reply(2, 7, "1"), reply(1, 8, "2")]
+    answer = Answer.joined(6, 16, [(slice(1, 4), parts), (slice(5, 6), [reply(1, 9, "2")])])
+    assert answer.versions == ("", "1", "1", "2", "", "2")
+    assert answer.releases == ("", "r1", "r1", "r2", "", "r2")
+    assert answer.other_class_NHW[:, 0, 0].tolist() == [0, 7, 7, 8, 0, 9]
+
+
+class Deaf:
+    """A region whose server does not listen, until it is ``heard``."""
+
+    def __init__(self) -> None:
+        self.heard = threading.Event()
+        self.told = False
+
+    def unregister(self) -> None:
+        assert self.heard.wait(60)
+        self.told = True
+
+
+def test_a_request_does_not_wait_for_a_server_that_forgets_memory_slowly() -> None:
+    regions, late = Regions(True, grace=0), Deaf()
+    regions.give(late, doubtful=True)  # type: ignore[arg-type]
+    assert not late.told
+    late.heard.set()
+    regions.close()
+    assert late.told
+
+
 def config(**parameters: str) -> model_config_pb2.ModelConfig:
     made = model_config_pb2.ModelConfig(name="landcover", max_batch_size=8)
     for key, value in parameters.items():
@@ -177,6 +228,34 @@ def test_a_contract_says_which_release_each_version_is_and_which_of_them_answer(
     assert contract.graphs["2"] == GRAPH
 
 
+class SlowStub:
+    """A server that takes a while to say what its model takes; it keeps what time it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+
+    def ModelMetadata(self, _: object, timeout: float) -> service_pb2.ModelMetadataResponse:
+        self.given.append(timeout)
+        time.sleep(0.2)
+        return metadata("1")
+
+    def ModelConfig(self, _: object, timeout: float) -> service_pb2.ModelConfigResponse:
+        self.given.append(timeout)
+        return service_pb2.ModelConfigResponse(config=config(release_1="aa", graph_1=SAID))
+
+
+def test_two_questions_about_a_contract_share_the_time_that_is_left() -> None:
+    replica = Replica("127.0.0.1:9")
+    replica.stub = slow = SlowStub()
+    fetch_contract(replica, "landcover", stop=time.monotonic() + 5, most=10)
+    first, second = slow.given
+    assert second <= first - 0.2
+    slow.given.clear()
+    fetch_contract(replica, "landcover", stop=time.monotonic() + 500, most=10)
+    assert slow.given == [10, 10]
+    replica.close()
+
+
 @pytest.mark.parametrize(
     ("said", "window", "reason"),
     [
@@ -198,4 +277,7 @@ def test_another_legend_fill_or_window_is_another_model() -> None:
     assert difference(GRAPH, replace(GRAPH, model="trained anew")) is None
     assert "fill 9, not 0" in str(difference(GRAPH, replace(GRAPH, fill=9)))
     assert "window 32, not 16" in str(difference(GRAPH, replace(GRAPH, window=32)))
+    assert "scale 10.0, not 1.0" in str(difference(GRAPH, replace(GRAPH, scale=10.0)))
+    turned = replace(GRAPH, band_names=("blue", "green", "red", "nir"))
+    assert "('blue', 'green', 'red', 'nir'), not ('red'" in str(difference(GRAPH, turned))
     assert "legend" in str(difference(GRAPH, replace(GRAPH, legend=FBP)))

@@ -116,6 +116,7 @@ def test_versions_served_together_are_all_named_and_the_newest_decides(
         }
     )
     assert list(together.version_policy.specific.versions) == [3, 5]
+    # the memory, or the engine, of the newest has room for no more
     assert together.max_batch_size == 2
     assert together.parameters["release.3"].string_value == first.digest
     assert together.parameters["release.5"].string_value == second.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,9 +11,12 @@ from typing import Literal
 
 import pytest
 
+from serving.triton.config import from_text, to_text
+from serving.triton.lock import LockedError
 from serving.triton.repository import Event, History, ModelRepository
 from terrafine.errors import ModelError, ServingError, StorageError
 from terrafine.export import Release
+from terrafine.legend import FBP
 from terrafine.spec import ServeSpec
 from tests.buckets import s3_bucket
 from tests.disks import small_disk
@@ -53,7 +57,9 @@ def test_what_is_staged_is_read_back_and_numbers_only_grow(
     assert repository.champions.serving() is None
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "release.json", "canary.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["model.onnx", "release.json", "canary.safetensors", "config.pbtxt"]
+)
 def test_version_that_was_edited_or_lost_is_refused(
     tmp_path: Path, releases: tuple[Release, Release], file: str
 ) -> None:
@@ -67,6 +73,77 @@ def test_version_that_was_edited_or_lost_is_refused(
     path.unlink()
     with pytest.raises(ModelError, match=f"1/{file}: is missing"):
         repository.staged()
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("canary_class_agreement", "0.999", "0"),
+        ("graph.1", '"terrafine.fill": "0"', '"terrafine.fill": "9"'),
+        ("graph.1", '"terrafine.window": "64"', '"terrafine.window": "32"'),
+        ("release.1", "", "f"),
+    ],
+)
+def test_configuration_that_was_edited_since_it_was_staged_is_refused(
+    tmp_path: Path, releases: tuple[Release, Release], key: str, old: str, new: str
+) -> None:
+    repository = ModelRepository(str(tmp_path), "landcover")
+    repository.stage(releases[0], ServeSpec())
+    path = tmp_path / "landcover-candidate" / "1" / "config.pbtxt"
+    config = from_text(path.read_text(), where="")
+    said = config.parameters[key].string_value
+    assert old in said
+    config.parameters[key].string_value = said.replace(old, new, 1)
+    path.write_text(to_text(config))
+    with pytest.raises(ModelError, match=r"1/config\.pbtxt: damaged or edited"):
+        repository.staged()
+
+
+def test_legend_that_is_not_the_release_s_is_refused_even_where_no_digest_is_known(
+    tmp_path: Path, releases: tuple[Release, Release]
+) -> None:
+    repository = ModelRepository(str(tmp_path), "landcover")
+    repository.stage(releases[0], ServeSpec())
+    path = tmp_path / "landcover-candidate" / "1" / "config.pbtxt"
+    config = from_text(path.read_text(), where="")
+    graph = json.loads(config.parameters["graph.1"].string_value)
+    graph["terrafine.legend"] = FBP.model_dump_json()
+    config.parameters["graph.1"].string_value = json.dumps(graph)
+    path.write_text(to_text(config))
+    with pytest.raises(ModelError, match=r"1/config\.pbtxt: edited, it says another .*legend"):
+        repository.candidate.read(1)
+    config.parameters["graph.1"].string_value = "{"
+    path.write_text(to_text(config))
+    with pytest.raises(ServingError, match=r"1/config\.pbtxt: graph\.1 is damaged"):
+        repository.candidate.read(1)
+
+
+def test_a_history_that_somebody_else_changed_meanwhile_is_not_overwritten(
+    repository: ModelRepository, releases: tuple[Release, Release]
+) -> None:
+    staged = repository.stage(releases[0], ServeSpec())
+    history = repository.begin("promote", staged)
+    assert history.begun is not None
+    repository.end(history)
+    with pytest.raises(LockedError, match=r"history\.json: somebody else changed the champion"):
+        repository.end(history)
+    assert [event.version for event in repository.history().events] == [1]
+    assert repository.history().begun is None
+
+
+def test_a_number_that_was_champion_is_not_given_to_another(
+    tmp_path: Path, releases: tuple[Release, Release]
+) -> None:
+    repository = ModelRepository(str(tmp_path), "landcover")
+    staged = repository.stage(releases[0], ServeSpec())
+    repository.champions.serve([repository.champions.write(1, staged.files)])
+    (tmp_path / "landcover" / "history.json").unlink()
+    repository.stage(releases[1], ServeSpec())
+    with pytest.raises(ServingError, match="version 1 has been champion already; deploy the rel"):
+        repository.staged()
+    # the remedy
+    assert repository.stage(releases[1], ServeSpec()).number == 2
+    assert repository.staged().info == releases[1].info
 
 
 def test_release_that_the_gate_refused_cannot_be_put_there_by_hand(
