@@ -79,7 +79,8 @@ containers:
 
 VARIANT := cpu
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' terrafine/__init__.py)
-IMAGE := terrafine:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
+# the name that a kubelet gives to terrafine:VERSION; buildah would put localhost/ before it
+IMAGE := docker.io/library/terrafine:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 # host: the package index is reached as this machine reaches it
 IMAGE_BUILD = --network host --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
@@ -102,7 +103,7 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 golden: $(INSTALLED)  ## compile the pipelines anew after a change that is meant
-	$(BIN)/terrafine pipeline compile --manifests --into tests/contract
+	$(BIN)/terrafine pipeline compile --manifests --namespace kubeflow --into tests/contract
 
 lock: $(INSTALLED)  ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/pip-compile --quiet --extra dev --allow-unsafe --strip-extras --no-emit-index-url \

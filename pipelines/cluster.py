@@ -1,7 +1,7 @@
 """How a step runs on a cluster: what it asks for, what it sees, how often it is tried again.
 
-kfp's local runner accepts all of this and leaves it aside. ``TERRAFINE_GPUS=0`` at compile time is
-for a cluster without GPUs.
+kfp's local runner accepts all of this and leaves it aside. ``TERRAFINE_GPUS`` at compile time says
+how many GPUs a step takes that infers; default: one with a CUDA image (``-cuda``), else none.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
 
-GPUS = int(os.environ.get("TERRAFINE_GPUS", "1"))
+from components.base import IMAGE
 
 _GPU = "nvidia.com/gpu"
 _USER = 10001
 _OBJECT_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+
+
+def gpus_for(image: str) -> int:
+    """How many GPUs a step of this image takes that infers."""
+    return int(os.environ.get("TERRAFINE_GPUS", "-cuda" in image.rpartition("/")[2]))
+
+
+GPUS = gpus_for(IMAGE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ def on_cluster(task: dsl.PipelineTask, size: Size) -> dsl.PipelineTask:
         key = {"admin": "TERRAFINE_TRITON_ADMIN"}
         kubernetes.use_secret_as_env(task, "terrafine-triton-admin", key, optional=True)
     if size is LAUNCHES:
-        # where the PodMonitor of k8s/base looks
+        # what the PodMonitor of k8s/base selects, and where it looks
+        kubernetes.add_pod_label(task, "terrafine.io/launcher", "true")
         task.set_env_variable("TERRAFINE_METRICS_PORT", "9103")
     _sees(task)
     return task
@@ -94,7 +103,8 @@ def _sees(task: dsl.PipelineTask) -> None:
         ("TERRAFINE_PIPELINE_JOB", "metadata.labels['pipeline/runid']"),
     ):
         kubernetes.use_field_path_as_env(task, name, field)
-    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "terrafine")
+    # not the overlay's, by which its leftovers are deleted
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "terrafine-runs")
     kubernetes.add_pod_label(task, "app.kubernetes.io/component", "pipeline")
     kubernetes.set_security_context(
         task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True

@@ -17,13 +17,17 @@ from kubernetes.utils.quantity import parse_quantity
 from tests.kube_schemas import Resource, schema_complaints
 
 NAMESPACE = "terrafine"
+# what belongs elsewhere
+NAMESPACES = {"Pipeline": "kubeflow", "PipelineVersion": "kubeflow"}
+# what tells leftovers of an overlay from the rest
+PART_OF = "app.kubernetes.io/part-of"
 TEMPLATES = "terrafine-rayjobs"
 CLUSTER_SCOPED = {
     "Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue", "WorkloadPriorityClass",
 }  # fmt: skip
 # pods that others make in the namespace
 FOREIGN_LABELS = [
-    {"workflows.argoproj.io/workflow": "a pipeline's"},
+    {"workflows.argoproj.io/workflow": "a pipeline's", "terrafine.io/launcher": "true"},
     {"app.kubernetes.io/name": "terrafine-job"},  # of k8s/examples
 ]
 # may speak to the API server: Ray's autoscaler
@@ -68,7 +72,7 @@ def complaints(applied: list[Resource], documented: str) -> list[str]:
     found = [
         f"{resource['kind']} {resource['metadata'].get('name')}: {said}"
         for resource in resources
-        for check in (schema_complaints, _metadata, _secrets, _rights, _numbers, _queued)
+        for check in (schema_complaints, metadata_complaints, _secrets, _rights, _numbers, _queued)
         for said in check(resource)
     ]
     pods = [pod for resource in resources for pod in pods_of(resource)]
@@ -84,6 +88,8 @@ def complaints(applied: list[Resource], documented: str) -> list[str]:
 def pods_of(resource: Resource) -> Iterator[Pod]:
     """Every pod that a resource makes."""
     name, spec = f"{resource['kind']} {resource['metadata'].get('name')}", resource.get("spec", {})
+    if resource["kind"] == "Pod":
+        yield Pod(name, resource["metadata"].get("labels", {}), spec)
     if resource["kind"] in {"Deployment", "Job"}:
         yield _pod(name, spec["template"], {})
     if resource["kind"] == "RayJob":
@@ -102,17 +108,15 @@ def _pod(where: str, template: Resource, labels: Mapping[str, str]) -> Pod:
     return Pod(where, {**given, **labels}, template["spec"])
 
 
-def _metadata(resource: Resource) -> Iterator[str]:
+def metadata_complaints(resource: Resource) -> Iterator[str]:
+    """Whose it is: namespace, label, version."""
     meta, scoped = resource["metadata"], resource["kind"] not in CLUSTER_SCOPED
-    if scoped and meta.get("namespace") != NAMESPACE:
+    if scoped and meta.get("namespace") != NAMESPACES.get(resource["kind"], NAMESPACE):
         yield f"namespace {meta.get('namespace')}"
     if not scoped and "namespace" in meta:
         yield "has a namespace, but belongs to the cluster"
     # what users run lives on when an overlay is cleared away
-    if meta.get("labels", {}).get("app.kubernetes.io/part-of") not in (
-        "terrafine",
-        "terrafine-runs",
-    ):
+    if meta.get("labels", {}).get(PART_OF) not in ("terrafine", "terrafine-runs"):
         yield "does not say that it is part of terrafine, so that it could not be pruned"
     if any(version in resource["apiVersion"] for version in ("v1beta1", "v2beta2")):
         yield f"deprecated {resource['apiVersion']}"
@@ -129,7 +133,10 @@ def _rights(resource: Resource) -> Iterator[str]:
     for rule in resource.get("rules", []) if resource["kind"].endswith("Role") else []:
         if "*" in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]:
             yield "a role with a wildcard"
-        if {"secrets", "pods/exec", "serviceaccounts/token"} & set(rule["resources"]):
+        # one secret by its name may be read, as Kubeflow asks
+        named = rule.get("resourceNames") and rule["verbs"] == ["get"]
+        forbidden = {"pods/exec", "serviceaccounts/token", *([] if named else ["secrets"])}
+        if forbidden & set(rule["resources"]):
             yield f"a role over {rule['resources']}"
     if resource["kind"].startswith("ClusterRole"):
         yield "rights over the whole cluster"
@@ -170,6 +177,8 @@ def _restricted(pod: Pod) -> Iterator[str]:
     for volume in pod.spec.get("volumes", []):
         if not volume.keys() & {"emptyDir", "persistentVolumeClaim", "configMap", "secret"}:
             yield f"volume {volume['name']} of a kind that is not allowed"
+        if "persistentVolumeClaim" in volume and outer.get("fsGroupChangePolicy") is None:
+            yield f"goes through all of volume {volume['name']} at every start"
         if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
             yield f"volume {volume['name']} may grow without limit"
     for container in pod.containers:

@@ -23,6 +23,8 @@ PIPELINE_JOB = "TERRAFINE_PIPELINE_JOB"
 STAGE = "terrafine.io/stage"
 DIGEST = "terrafine.io/digest"
 _RUN = "terrafine.io/pipeline-job"
+# not the overlay's, by which its leftovers are deleted
+_PART_OF = {"app.kubernetes.io/part-of": "terrafine-runs"}
 _DEADLINE = "terrafine.io/deadline-seconds"
 _WEEK = 7 * 24 * 3600.0
 
@@ -97,7 +99,8 @@ def filled(template: Mapping[str, Any], order: Order, owners: Sequence[Mapping[s
     """The template with name, labels, owners and entrypoint of an order."""
     manifest = copy.deepcopy(dict(template))
     given = manifest.get("metadata") or {}
-    labels = {**(given.get("labels") or {}), STAGE: order.stage, DIGEST: order.digest}
+    own = {**_PART_OF, STAGE: order.stage, DIGEST: order.digest}
+    labels = {**(given.get("labels") or {}), **own}
     if order.run:
         labels[_RUN] = re.sub(r"[^A-Za-z0-9_.-]", "-", order.run)[:63].strip("-_.")
     manifest["metadata"] = {

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
 
 import terrafine
+from serving.triton.server import begin_repository
+from terrafine.cli.k8s_component import (
+    DATA,
+    WORKDIR,
+    Folders,
+    Resource,
+    component_for,
+    patches_for,
+)
 from terrafine.cli.options import SpecArgument
-from terrafine.errors import SpecError, StageError
+from terrafine.errors import StageError
 from terrafine.spec import MapSpec, load_spec
 from terrafine.storage import Storage
-
-GPU = "nvidia.com/gpu"
-Resource = dict[str, Any]
-
-_NAMESPACE = "terrafine"
-_TEMPLATES = "terrafine-rayjobs"
-_WORKERS = "/spec/rayClusterSpec/workerGroupSpecs/0"
-_POD = f"{_WORKERS}/template/spec"
-_RUN_METRICS = "run-metrics"
 
 app = typer.Typer(
     no_args_is_help=True, help="Manifests for Kubernetes (docs/install-kubernetes.md)."
@@ -43,8 +42,26 @@ def _group() -> None:
 def render(
     spec: SpecArgument,
     overlay: Annotated[
-        str, typer.Option(help="folder of k8s/overlays: single-node, gpu-16, object-store")
+        str, typer.Option(help="folder of k8s/overlays: single-node, gpu-16, gpu-16-keda ...")
     ] = "single-node",
+    image: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TERRAFINE_IMAGE",
+            help="REGISTRY/terrafine:TAG or @sha256:DIGEST, of every pod; default: the overlay's",
+        ),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            help="instead of the overlay one of k8s/examples that fits to it: deploy, map-region, "
+            "shell, job"
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="folder on the cluster, for examples")] = DATA,
+    workdir: Annotated[
+        str, typer.Option(help="folder on the cluster, for examples; {name}: the spec's name")
+    ] = WORKDIR,
     into: Annotated[
         Path | None, typer.Option(help="file to write; default: standard output")
     ] = None,
@@ -60,10 +77,18 @@ def render(
     Workers of training and mapping become pods of the overlay's kind, `serve` the model servers'
     settings, and the spec itself the ConfigMap terrafine-spec.
 
-    Example: `terrafine k8s render SPEC --overlay gpu-16 | kubectl apply --server-side -f -`
+    Examples: `terrafine k8s render SPEC --overlay gpu-16 | kubectl apply --server-side -f -`,
+    `terrafine k8s render SPEC --overlay gpu-16 --example deploy | kubectl apply -f -`
     """
-    folder = manifests or Path(terrafine.__file__).parents[1] / "k8s"
-    text = rendered(load_spec(spec), spec.read_text(encoding="utf-8"), folder, overlay)
+    text = rendered(
+        load_spec(spec),
+        spec.read_text(encoding="utf-8"),
+        manifests or Path(terrafine.__file__).parents[1] / "k8s",
+        overlay,
+        image=image,
+        example=example,
+        folders=Folders(data, workdir),
+    )
     if into is None:
         typer.echo(text, nl=False)
         return
@@ -71,11 +96,33 @@ def render(
     typer.echo(f"{into}: {sum(1 for _ in yaml.safe_load_all(text))} resources")
 
 
-def rendered(spec: MapSpec, text: str, manifests: Path, overlay: str) -> str:
+@app.command()
+def repository(
+    location: Annotated[str, typer.Argument(help="folder, or s3://bucket/folder")],
+) -> None:
+    """Begin a model repository where there is none: Triton does not start over nothing.
+
+    The model servers' pods do this before Triton starts.
+    """
+    begin_repository(location)
+
+
+def rendered(
+    spec: MapSpec,
+    text: str,
+    manifests: Path,
+    overlay: str,
+    *,
+    image: str | None = None,
+    example: str | None = None,
+    folders: Folders | None = None,
+) -> str:
     """YAML of an overlay of ``manifests``, sized for ``spec``, whose own YAML is ``text``.
 
-    Raises StageError where there is no such overlay or no kubectl, SpecError where the overlay
-    cannot hold what the spec asks for.
+    ``image``: of terrafine, for every pod; ``example``: name of the example that is given back
+    instead, fitted to the overlay, over ``folders``. Raises StageError where there is no such
+    overlay, example or kubectl, or the image is not pinned, SpecError where the overlay cannot
+    hold what the spec asks for.
     """
     if not (manifests / "overlays" / overlay / "kustomization.yaml").is_file():
         known = sorted(path.parent.name for path in manifests.glob("overlays/*/kustomization.yaml"))
@@ -83,6 +130,7 @@ def rendered(spec: MapSpec, text: str, manifests: Path, overlay: str) -> str:
             f"{manifests}/overlays: has no overlay {overlay!r}; choose of {', '.join(known) or '-'}"
             ", or point --manifests to the folder that holds it"
         )
+    also = "" if example is None else _example(manifests, example)
     with tempfile.TemporaryDirectory(prefix="terrafine-k8s-") as scratch:
         copy = Path(scratch) / "k8s"
         shutil.copytree(manifests, copy)
@@ -90,19 +138,46 @@ def rendered(spec: MapSpec, text: str, manifests: Path, overlay: str) -> str:
         own = copy / "rendered"
         (own / "spec").mkdir(parents=True)
         (own / "spec" / "spec.yaml").write_text(text, encoding="utf-8")
-        component = yaml.safe_dump(component_for(spec, overlaid, overlay), sort_keys=False)
-        (own / "spec" / "kustomization.yaml").write_text(component, encoding="utf-8")
+        (own / "example.yaml").write_text(also, encoding="utf-8")
+        component = component_for(spec, overlaid, overlay, image)
+        component["patches"] += patches_for(
+            read_all(also), spec, text, overlaid, folders or Folders()
+        )
+        (own / "spec" / "kustomization.yaml").write_text(
+            yaml.safe_dump(component, sort_keys=False), encoding="utf-8"
+        )
         (own / "kustomization.yaml").write_text(
             yaml.safe_dump(
                 {
                     "apiVersion": "kustomize.config.k8s.io/v1beta1",
                     "kind": "Kustomization",
-                    "resources": [f"../overlays/{overlay}"],
+                    "resources": [f"../overlays/{overlay}", *(["example.yaml"] if also else [])],
                     "components": ["spec", "../components/templates"],
                 }
             )
         )
-        return kustomize(own)
+        made = kustomize(own)
+    return _only(made, read_all(also)) if also else made
+
+
+def _example(manifests: Path, name: str) -> str:
+    known = {path.stem: path for path in sorted(manifests.glob("examples/*.yaml"))}
+    if name not in known:
+        raise StageError(
+            f"{manifests}/examples: has no example {name!r}; choose of {', '.join(known) or '-'}"
+        )
+    return known[name].read_text(encoding="utf-8")
+
+
+def _only(text: str, wanted: list[Resource]) -> str:
+    """The documents of a YAML stream that are these resources, as they are written there."""
+    names = {_name(one) for one in wanted}
+    documents = re.split("^---\n", text, flags=re.M)
+    return "---\n".join(one for one in documents if _name(*read_all(one)) in names)
+
+
+def _name(resource: Resource) -> tuple[str, str]:
+    return resource["kind"], resource["metadata"]["name"]
 
 
 def kustomize(folder: Path) -> str:
@@ -127,263 +202,4 @@ def kustomize(folder: Path) -> str:
 
 def read_all(text: str) -> list[Resource]:
     """Every resource of a YAML stream."""
-    return [found for found in yaml.safe_load_all(text) if found is not None]
-
-
-def component_for(spec: MapSpec, overlaid: list[Resource], overlay: str) -> Resource:
-    """The kustomize component that fits an overlay's resources to a spec.
-
-    Raises SpecError where the overlay cannot hold what the spec asks for.
-    """
-    templates = {
-        name: yaml.safe_load(text)
-        for name, text in _one(overlaid, "ConfigMap", _TEMPLATES)["data"].items()
-        if name.endswith(".yaml")
-    }
-    jobs = {
-        "train": _Sized(templates["train.yaml"], spec).for_training(),
-        "prune": _Sized(templates["prune.yaml"], spec).for_training(),
-        "map": _Sized(templates["map.yaml"], spec).for_mapping(templates["train.yaml"]),
-    }
-    queue = _one(overlaid, "ClusterQueue", "terrafine")
-    for stage, job in jobs.items():
-        job.check_queue(queue, f"{spec.name}: {stage} on overlay {overlay}")
-    triton = _one(overlaid, "Deployment", "triton")
-    return {
-        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
-        "kind": "Component",
-        "configMapGenerator": [
-            {
-                "name": "terrafine-serving",
-                "namespace": _NAMESPACE,
-                "behavior": "merge",
-                "literals": list(_serving(spec)),
-            },
-            {
-                "name": "terrafine-spec",
-                "namespace": _NAMESPACE,
-                "files": ["spec.yaml"],
-                "options": {
-                    "disableNameSuffixHash": True,
-                    "labels": {"app.kubernetes.io/part-of": "terrafine"},
-                },
-            },
-        ],
-        "patches": [
-            _patch("Deployment", "triton", list(_triton(spec, triton, overlay))),
-            *(_patch("RayJob", f"terrafine-{name}", job.patch) for name, job in jobs.items()),
-        ],
-    }
-
-
-class _Sized:
-    """A RayJob template and what has to change in it."""
-
-    def __init__(self, template: Resource, spec: MapSpec) -> None:
-        self.patch: list[Resource] = []
-        self._spec = spec
-        self._job = template["spec"]
-        self._cluster = self._job["rayClusterSpec"]
-        self._group = self._cluster["workerGroupSpecs"][0]
-        self._resources: Resource = _container(self._group["template"])["resources"]
-        self._queued = "kueue.x-k8s.io/queue-name" in template["metadata"].get("labels", {})
-        self._replicas = 0
-
-    def for_training(self) -> _Sized:
-        """Pods for ``training.workers``, each with its loaders, and its GPU where pods have any."""
-        training = self._spec.training
-        workers = training.workers
-        least, most = (workers, workers) if isinstance(workers, int) else workers
-        gpus = 0 if training.device == "cpu" else self._gpus()
-        self._size(
-            least, most, cpus=1 + training.loader_workers, gpus=gpus, what="training.loader_workers"
-        )
-        self._metrics(training.metrics_port)
-        return self
-
-    def for_mapping(self, train: Resource) -> _Sized:
-        """Pods for ``map.workers``; those of ``train`` where each worker holds a network of its
-        own on a GPU."""
-        mapping = self._spec.map
-        gpus = 0
-        if mapping.predictor == "torch" and not self._gpus():
-            self._like(train)
-            gpus = self._gpus()
-            if not gpus and mapping.workers > 1:
-                raise SpecError(
-                    f"{self._spec.name}: map.predictor torch takes a GPU for each of map.workers "
-                    f"{mapping.workers}, and this overlay's pods have none; choose overlay gpu-16, "
-                    "or predictor onnx, openvino or triton"
-                )
-        self._size(
-            mapping.workers,
-            mapping.workers,
-            cpus=max(1, mapping.threads),
-            gpus=gpus,
-            what="map.threads",
-        )
-        self._metrics(mapping.metrics_port)
-        return self
-
-    def check_queue(self, queue: Resource, where: str) -> None:
-        """SpecError where Kueue's queue could never admit it."""
-        from kubernetes.utils.quantity import parse_quantity
-
-        if not self._queued:
-            return
-        once = [
-            _container(pod)["resources"]["requests"]
-            for pod in (
-                self._cluster["headGroupSpec"]["template"],
-                self._job["submitterPodTemplate"],
-            )
-        ]
-        for group in queue["spec"]["resourceGroups"]:
-            for quota in (quota for flavor in group["flavors"] for quota in flavor["resources"]):
-                name, has = quota["name"], parse_quantity(quota["nominalQuota"])
-                each = parse_quantity(self._resources["requests"].get(name, 0))
-                takes = sum(parse_quantity(pod.get(name, 0)) for pod in once)
-                takes += self._replicas * each
-                if takes > has:
-                    raise SpecError(
-                        f"{where}: takes {takes} of {name}, more than the {quota['nominalQuota']} "
-                        "of ClusterQueue terrafine, so it would wait for ever; ask for fewer "
-                        "workers, or patch the quota in an overlay of your own"
-                    )
-
-    def _size(self, least: int, most: int, *, cpus: int, gpus: int, what: str) -> None:
-        from kubernetes.utils.quantity import parse_quantity
-
-        has = int(parse_quantity(self._resources["limits"]["cpu"]))
-        if cpus > has:
-            raise SpecError(
-                f"{self._spec.name}: a worker takes {cpus} CPUs, the overlay's pods have {has}; "
-                f"lower {what}, or give the pods more in an overlay of your own"
-            )
-        each = min(gpus, has // cpus) if gpus else has // cpus
-        self._replicas = math.ceil(most / each)
-        low = math.ceil(least / each)
-        if self._cluster.get("enableInTreeAutoscaling"):
-            low = min(int(self._group["minReplicas"]), self._replicas)
-            self._replace("replicas", low, most=self._replicas, least=low)
-        else:
-            self._replace("replicas", self._replicas, most=self._replicas, least=low)
-        if gpus:
-            self._take_gpus(min(each, most))
-        # one worker is the driver itself, which must run where the processors and GPUs are
-        self._set("/spec/entrypointNumCpus", cpus if most == 1 else None)
-        self._set("/spec/entrypointNumGpus", 1 if most == 1 and gpus else None)
-
-    def _replace(self, key: str, value: int, *, least: int, most: int) -> None:
-        for name, count in ((key, value), ("minReplicas", least), ("maxReplicas", most)):
-            self.patch.append({"op": "replace", "path": f"{_WORKERS}/{name}", "value": count})
-
-    def _set(self, path: str, value: int | None) -> None:
-        if value is not None:
-            self.patch.append({"op": "add", "path": path, "value": value})
-        elif path.rpartition("/")[2] in self._job:
-            self.patch.append({"op": "remove", "path": path})
-
-    def _gpus(self) -> int:
-        return int(self._resources["limits"].get(GPU, 0))
-
-    def _take_gpus(self, count: int) -> None:
-        wanted = {kind: {**given, GPU: str(count)} for kind, given in self._resources.items()}
-        self._resources = wanted
-        path = f"{_POD}/containers/0/resources"
-        self.patch.append({"op": "replace", "path": path, "value": wanted})
-
-    def _like(self, train: Resource) -> None:
-        """Pods as those that train."""
-        pod = train["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]
-        self._resources = _container(pod)["resources"]
-        for key in ("nodeSelector", "tolerations"):
-            if key in pod["spec"]:
-                value = pod["spec"][key]
-                self.patch.append({"op": "add", "path": f"{_POD}/{key}", "value": value})
-
-    def _metrics(self, port: int | None) -> None:
-        """The port that Prometheus reads is the one that the run serves on."""
-        if port is None:
-            return
-        for path, pod in (
-            ("/spec/rayClusterSpec/headGroupSpec", self._cluster["headGroupSpec"]["template"]),
-            (_WORKERS, self._group["template"]),
-        ):
-            names = [one["name"] for one in _container(pod)["ports"]]
-            where = f"{path}/template/spec/containers/0/ports/{names.index(_RUN_METRICS)}"
-            self.patch.append({"op": "replace", "path": f"{where}/containerPort", "value": port})
-
-
-def _serving(spec: MapSpec) -> Iterator[str]:
-    """What servers, their watch and deploys have to agree on."""
-    yield f"MODEL_NAME={spec.serve.name}"
-    if spec.serve.server is not None:
-        yield f"TERRAFINE_URL={spec.serve.server}"
-    place = spec.serve.repository
-    if place is None:
-        return
-    if "://" not in place and not Path(place).is_relative_to("/work"):
-        raise SpecError(
-            f"{spec.name}: serve.repository {place}: pods see no folder but /work; put it there, "
-            "or into an object store (s3://bucket/folder)"
-        )
-    yield f"TERRAFINE_REPOSITORY={place}"
-    yield f"TRITON_REPOSITORY={place}"
-
-
-def _triton(spec: MapSpec, deployment: Resource, overlay: str) -> Iterator[Resource]:
-    """The probe on the model, where engines are kept, and its GPU or none."""
-    container = _container(deployment["spec"]["template"])
-    path = "/spec/template/spec/containers/0"
-    yield {
-        "op": "replace",
-        "path": f"{path}/readinessProbe/httpGet/path",
-        "value": f"/v2/models/{spec.serve.name}/ready",
-    }
-    place = spec.serve.repository
-    if place is not None and "://" not in place:
-        yield {
-            "op": "replace",
-            "path": "/spec/template/spec/initContainers/0/command/2",
-            "value": place,
-        }
-    mounts = [mount["name"] for mount in container["volumeMounts"]]
-    yield {
-        "op": "replace",
-        "path": f"{path}/volumeMounts/{mounts.index('engines')}/mountPath",
-        "value": spec.serve.engine_cache,
-    }
-    resources = container["resources"]
-    has = GPU in resources["limits"]
-    if not has and (spec.serve.device == "gpu" or spec.serve.tensorrt):
-        raise SpecError(
-            f"{spec.name}: serve.device {spec.serve.device} and serve.tensorrt "
-            f"{spec.serve.tensorrt} need a GPU, which overlay {overlay} does not give the model "
-            "servers; choose overlay gpu-16, or leave them out"
-        )
-    if has and spec.serve.device == "cpu":
-        without = {
-            kind: {name: amount for name, amount in given.items() if name != GPU}
-            for kind, given in resources.items()
-        }
-        yield {"op": "replace", "path": f"{path}/resources", "value": without}
-
-
-def _container(template: Mapping[str, Any]) -> Resource:
-    found: Resource = template["spec"]["containers"][0]
-    return found
-
-
-def _one(resources: list[Resource], kind: str, name: str) -> Resource:
-    for found in resources:
-        if found["kind"] == kind and found["metadata"]["name"] == name:
-            return found
-    raise StageError(
-        f"the overlay holds no {kind} {name}, which every overlay of terrafine has; build it on "
-        "k8s/base"
-    )
-
-
-def _patch(kind: str, name: str, operations: list[Resource]) -> Resource:
-    return {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(operations)}
+    return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found is not None]

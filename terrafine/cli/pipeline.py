@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from terrafine import __version__
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
@@ -24,6 +25,9 @@ from terrafine.spec import AS_IN_SPEC, load_spec
 from terrafine.stages import Job
 
 TOKEN = "TERRAFINE_KFP_TOKEN"
+
+# not the overlay's, by which its leftovers are deleted
+_LABELS = {"app.kubernetes.io/part-of": "terrafine-runs"}
 
 
 class Pipeline(StrEnum):
@@ -58,15 +62,17 @@ def compile_pipelines(
         ),
     ] = False,
     namespace: Annotated[
-        str | None, typer.Option(help="of these resources; default: kubectl's")
+        str | None,
+        typer.Option(help="of these resources: that of Kubeflow Pipelines; default: kubectl's"),
     ] = None,
 ) -> None:
     """Write the YAML that the Kubeflow UI takes.
 
-    TERRAFINE_IMAGE names the image of the steps, TERRAFINE_GPUS=0 leaves out GPUs.
+    TERRAFINE_IMAGE names the image of the steps. Steps that infer ask for a GPU where that is a
+    -cuda one; TERRAFINE_GPUS says otherwise.
 
     Example: `TERRAFINE_IMAGE=registry.example/terrafine:0.1.0 terrafine pipeline compile
-    --manifests --into k8s/pipelines`
+    --manifests --namespace kubeflow --into pipelines-yaml`
     """
     into.mkdir(parents=True, exist_ok=True)
     for one in [pipeline] if pipeline else list(Pipeline):
@@ -187,6 +193,10 @@ def write_manifests(pipeline: Pipeline, path: Path, namespace: str | None = None
             kubernetes_manifest_options=options,
             kubernetes_manifest_format=True,
         )
+    resources = list(yaml.load_all(path.read_text(encoding="utf-8"), yaml.CSafeLoader))
+    for resource in resources:
+        resource["metadata"]["labels"] = _LABELS
+    path.write_text(yaml.safe_dump_all(resources), encoding="utf-8")
     return path
 
 

@@ -1,7 +1,7 @@
 """Every metric's name, help text and labels; served over HTTP for Prometheus."""
 
 from terrafine.telemetry.mapping import MappingMetrics
-from terrafine.telemetry.port import serve
+from terrafine.telemetry.port import run_port, serve
 from terrafine.telemetry.runs import RayJobMetrics, RunMetrics
 from terrafine.telemetry.serving import (
     ReleaseMetrics,
@@ -20,5 +20,6 @@ __all__ = [
     "ServingMetrics",
     "TrainingMetrics",
     "VersionStatistics",
+    "run_port",
     "serve",
 ]

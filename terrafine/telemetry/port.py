@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from terrafine.errors import StageError
+
+RUN_PORT = "TERRAFINE_RUN_METRICS_PORT"
+
+
+def run_port(spec: int | None) -> int | None:
+    """Where a training or a map serves its metrics: the port of its spec, else that of
+    ``TERRAFINE_RUN_METRICS_PORT``, else none.
+
+    Raises StageError where that variable holds no port.
+    """
+    given = os.environ.get(RUN_PORT)
+    if spec is not None or not given:
+        return spec
+    if not given.isdecimal() or not 1024 <= int(given) <= 65535:
+        raise StageError(f"{RUN_PORT}={given}: give a port from 1024 to 65535, or unset it")
+    return int(given)
 
 
 @contextmanager

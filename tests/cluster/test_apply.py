@@ -29,7 +29,7 @@ def kubectl(*arguments: str, given: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("overlay", ["single-node", "gpu-16", "object-store"])
+@pytest.mark.parametrize("overlay", ["single-node", "gpu-16", "gpu-16-keda", "object-store"])
 def test_an_overlay_applied_again_changes_nothing(overlay: str) -> None:
     manifests = kustomize(K8S / "overlays" / overlay)
     if overlay != "single-node":
@@ -45,7 +45,7 @@ def test_an_overlay_applied_again_changes_nothing(overlay: str) -> None:
     assert different.returncode == 0, different.stdout + different.stderr
 
 
-@pytest.mark.parametrize("example", ["map-region", "deploy", "job"])
+@pytest.mark.parametrize("example", ["map-region", "deploy", "job", "shell"])
 def test_an_example_is_admitted(example: str) -> None:
     text = (K8S / "examples" / f"{example}.yaml").read_text()
     done = kubectl("apply", "--server-side", "--dry-run=server", given=text)

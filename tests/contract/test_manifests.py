@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from serving.rayjob.template import STAGES, Order, filled
 from terrafine.cli.k8s import kustomize
-from terrafine.spec import parse_spec
-from tests.kube_policies import complaints, pods_of, with_templates
+from terrafine.cli.main import app
+from terrafine.spec import ServeSpec, parse_spec
+from terrafine.storage import Storage
+from terrafine.telemetry.port import RUN_PORT
+from tests.buckets import s3_bucket
+from tests.kube_policies import PART_OF, complaints, pods_of, with_templates
 from tests.kube_schemas import Resource, read_all, require_crds
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("single-node", "gpu-16", "object-store")
-EXAMPLES = ("map-region", "deploy", "job")
+OVERLAYS = ("single-node", "gpu-16", "gpu-16-keda", "object-store")
+EXAMPLES = ("map-region", "deploy", "job", "shell")
+GPU = "requests.nvidia.com/gpu"
 PAGE = (ROOT / "docs" / "install-kubernetes.md").read_text()
 
 
@@ -54,13 +62,11 @@ def test_custom_resources_are_held_against_their_definitions(
     assert "nominalQuota" in " ".join(complaints(wrong, PAGE))
 
 
-def test_servers_scale_by_keda_where_that_is_chosen_instead(tmp_path: Path) -> None:
-    copied = tmp_path / "k8s"
-    _copy(K8S, copied)
-    place = copied / "overlays" / "gpu-16" / "kustomization.yaml"
-    place.write_text(place.read_text().replace("components/hpa", "components/keda"))
-    found = read_all(kustomize(place.parent))
-    assert complaints(found, PAGE) == []
+def test_servers_scale_by_keda_where_that_is_chosen_instead(
+    overlays: dict[str, list[Resource]],
+) -> None:
+    found = overlays["gpu-16-keda"]
+    assert one(found, "ScaledObject")["spec"]["scaleTargetRef"]["name"] == "triton"
     assert "replicas" not in one(found, "Deployment", "triton")["spec"]
     assert not [r for r in found if r["kind"] == "HorizontalPodAutoscaler"]
 
@@ -99,6 +105,96 @@ def test_sixteen_gpus_train_and_mappers_scale(overlays: dict[str, list[Resource]
     assert mapping["workerGroupSpecs"][0]["maxReplicas"] > 1
 
 
+@pytest.mark.parametrize("name", ["gpu-16", "gpu-16-keda", "object-store"])
+def test_gpus_are_enough_for_training_all_servers_a_rollout_and_two_pipelines(
+    overlays: dict[str, list[Resource]], name: str
+) -> None:
+    found = overlays[name]
+    queue = one(found, "ClusterQueue")["spec"]["resourceGroups"][1]["flavors"][0]["resources"]
+    serving = one(found, "Deployment", "triton")["spec"]
+    each = serving["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    scaled = next(r["spec"] for r in found if "scaleTargetRef" in r.get("spec", {}))
+    most = scaled.get("maxReplicas") or scaled["maxReplicaCount"]
+    servers = most + serving["strategy"]["rollingUpdate"]["maxSurge"]
+    steps = 2  # `filter` or `assess`, with a CUDA image
+    takes = int(queue[0]["nominalQuota"]) + servers * int(each) + steps
+    assert takes <= int(one(found, "ResourceQuota")["spec"]["hard"][GPU])
+    assert "27" in next(line for line in PAGE.splitlines() if "not in Kueue's quota" in line)
+
+
+def test_pods_of_a_pipeline_may_do_what_argo_and_kubeflow_do_in_them(
+    overlays: dict[str, list[Resource]],
+) -> None:
+    """Argo's executor reports in WorkflowTaskResults; KFP's launcher reads two objects."""
+    for found in overlays.values():
+        rules = one(found, "Role", "terrafine-pipeline")["rules"]
+        assert _may(rules, "argoproj.io", "workflowtaskresults") == {"create", "patch"}
+        assert _may(rules, "", "configmaps", "kfp-launcher") == {"get"}
+        assert _may(rules, "", "secrets", "mlpipeline-minio-artifact") == {"get"}
+        assert _may(rules, "", "secrets", "terrafine-object-store") == set()
+
+
+def test_servers_begin_over_an_empty_place(
+    overlays: dict[str, list[Resource]], tmp_path: Path
+) -> None:
+    """Triton does not become live over a bucket's folder that holds nothing."""
+    for name, found in overlays.items():
+        (first,) = _triton(found)["initContainers"]
+        data = _agreed(found)
+        assert first["args"][-1] == "$(TERRAFINE_REPOSITORY)"
+        assert data["TERRAFINE_REPOSITORY"] == data["TRITON_REPOSITORY"]
+        assert data["TERRAFINE_REPOSITORY"].startswith("s3://") == (name == "object-store")
+    with s3_bucket() as bucket:
+        for place in (f"{bucket}/models", str(tmp_path / "models")):
+            for _ in range(2):
+                done = CliRunner().invoke(app, [*first["args"][:-1], place])
+                assert done.exit_code == 0, done.output
+                assert Storage.at(place).names() == [".keep"]
+        Storage.at(f"{bucket}/used").write("landcover/config.pbtxt", b"")
+        CliRunner().invoke(app, [*first["args"][:-1], f"{bucket}/used"])
+        assert Storage.at(f"{bucket}/used").names() == ["landcover/config.pbtxt"]
+
+
+def test_servers_of_a_bucket_need_nothing_of_the_volume(
+    overlays: dict[str, list[Resource]],
+) -> None:
+    assert "terrafine-work" not in str(_triton(overlays["object-store"]))
+    assert "terrafine-work" in str(_triton(overlays["gpu-16"]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_clearing_an_overlays_leftovers_spares_runs(
+    overlays: dict[str, list[Resource]], stage: str
+) -> None:
+    overlay = one(overlays["gpu-16"], "Deployment")["metadata"]["labels"][PART_OF]
+    for resources in overlays.values():
+        order = Order(stage, "name: a\n", "/work/data", "/work/runs/a", "1")
+        made = filled(template(resources, order.stage.removesuffix("-preliminary")), order, [])
+        assert made["metadata"]["labels"][PART_OF] != overlay
+        assert f'"{PART_OF}": "{overlay}"' not in json.dumps(made["spec"])
+
+
+def test_runs_serve_metrics_where_prometheus_looks(overlays: dict[str, list[Resource]]) -> None:
+    """Without a word in their spec: the pods of the RayJobs name the port."""
+    for resources in overlays.values():
+        jobs = [template(resources, stage) for stage in ("train", "prune", "map")]
+        for job in [*jobs, one(example("map-region"), "RayJob")]:
+            cluster = job["spec"]["rayClusterSpec"]
+            for pod in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                container = pod["template"]["spec"]["containers"][0]
+                ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+                assert {"name": RUN_PORT, "value": ports["run-metrics"]} in container["env"]
+
+
+def test_the_deploy_example_is_true_to_single_node(overlays: dict[str, list[Resource]]) -> None:
+    data = _agreed(overlays["single-node"])
+    (container,) = one(example("deploy"), "Job")["spec"]["template"]["spec"]["containers"]
+    said = {one["name"]: one.get("value") for one in container["env"]}
+    for name in ("TERRAFINE_URL", "TERRAFINE_REPOSITORY"):
+        assert said[name] == data[name]
+    assert data["MODEL_NAME"] == ServeSpec().name
+
+
 def test_the_map_region_example_is_a_page_and_its_spec_is_one() -> None:
     text = (K8S / "examples" / "map-region.yaml").read_text()
     assert len(text.splitlines()) <= 100
@@ -106,7 +202,7 @@ def test_the_map_region_example_is_a_page_and_its_spec_is_one() -> None:
     assert spec.champion is not None
     (group,) = one(read_all(text), "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-    assert spec.map.workers <= group["replicas"] * cpus
+    assert 2 <= spec.map.workers <= group["replicas"] * cpus, "one would map on the head"
 
 
 def test_every_field_of_the_example_is_explained() -> None:
@@ -124,6 +220,25 @@ def template(resources: list[Resource], stage: str) -> Resource:
 
 def one(resources: list[Resource], kind: str, name: str | None = None) -> Resource:
     return next(r for r in resources if r["kind"] == kind and name in (None, r["metadata"]["name"]))
+
+
+def _agreed(resources: list[Resource]) -> dict[str, str]:
+    """What servers and those who deploy to them agree on."""
+    (found,) = [
+        r["data"] for r in resources if r["metadata"]["name"].startswith("terrafine-serving-")
+    ]
+    return dict(found)
+
+
+def _may(rules: list[Resource], group: str, resource: str, name: str = "") -> set[str]:
+    """The verbs that a role allows."""
+    return {
+        verb
+        for rule in rules
+        if group in rule["apiGroups"] and resource in rule["resources"]
+        if name in rule.get("resourceNames", [name])
+        for verb in rule["verbs"]
+    }
 
 
 def _copy(source: Path, into: Path) -> None:
@@ -223,6 +338,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "memory without end": (
         lambda r: _triton(r)["volumes"][-1].update(emptyDir={}), "grow without limit",
     ),
+    "volume gone through at every start": (
+        lambda r: _triton(r)["securityContext"].pop("fsGroupChangePolicy"), "at every start",
+    ),
     "latest image": (lambda r: _container(r).update(image="triton:latest"), "not pinned"),
     "image without tag": (lambda r: _container(r).update(image="host:5000/triton"), "not pinned"),
     "secret in plain text": (
@@ -298,6 +416,12 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "role over secrets": (
         lambda r: one(r, "Role")["rules"][1].update(resources=["secrets"]), "role over",
+    ),
+    "role over every secret": (
+        lambda r: one(r, "Role")["rules"][-1].pop("resourceNames"), "role over",
+    ),
+    "role that changes a secret": (
+        lambda r: one(r, "Role")["rules"][-1].update(verbs=["get", "patch"]), "role over",
     ),
     "other namespace": (
         lambda r: one(r, "Service")["metadata"].update(namespace="default"), "namespace default",

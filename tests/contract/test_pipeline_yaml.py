@@ -13,9 +13,12 @@ from terrafine import __version__
 from terrafine.cli.pipeline import Pipeline, write_yaml
 from terrafine.spec import MapSpec
 from terrafine.stages import ENGINE
+from tests.kube_policies import PART_OF, metadata_complaints, selects
+from tests.kube_schemas import read_all
 
 GOLDEN = Path(__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
+K8S = Path(__file__).parents[2] / "k8s"
 TEACH = ["prepare", "label", "train-preliminary", "filter-chips", "train", "prune", "assess",
          "gate", "decision"]  # fmt: skip
 STEPS = {
@@ -115,15 +118,37 @@ def test_a_step_is_tried_again_where_that_can_help(name: str) -> None:
             assert times in (1, 3)
 
 
-def test_only_steps_that_infer_themselves_ask_for_a_gpu(name: str) -> None:
+def test_no_step_of_the_cpu_image_asks_for_a_gpu(name: str) -> None:
     pipeline, kubernetes = parts(name)
     for label, executor in pipeline["deploymentSpec"]["executors"].items():
+        assert "-cuda" not in executor["container"]["image"]
         resources = executor["container"]["resources"]
         assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"]
-        infers = label in ("exec-filter-chips", "exec-assess")
-        assert ("accelerator" in resources) == infers
-        told = kubernetes[label]
-        assert ("tolerations" in told, "nodeSelector" in told) == (infers, infers)
+        assert "accelerator" not in resources
+        assert not kubernetes[label].keys() & {"tolerations", "nodeSelector"}
+
+
+def test_launchers_are_those_that_prometheus_looks_for(name: str) -> None:
+    monitors = read_all((K8S / "base" / "monitoring" / "podmonitors.yaml").read_text())
+    wanted = next(m["spec"]["selector"] for m in monitors if m["metadata"]["name"] == "pipeline")
+    _, kubernetes = parts(name)
+    found = {k for k, told in kubernetes.items() if selects(wanted, told["podMetadata"]["labels"])}
+    assert found == {f"exec-{step}" for step in LAUNCHES & set(STEPS[name])}
+
+
+def test_clearing_an_overlays_leftovers_spares_runs_and_pipelines(name: str) -> None:
+    (own,) = yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())["labels"]
+    _, kubernetes = parts(name)
+    of_steps = [told["podMetadata"]["labels"] for told in kubernetes.values()]
+    of_pipelines = [r["metadata"]["labels"] for r in documents(f"{name}.manifests.yaml")]
+    assert PART_OF in own["pairs"]
+    for labels in (*of_steps, *of_pipelines):
+        assert labels[PART_OF] != own["pairs"][PART_OF]
+
+
+def test_pipelines_say_where_they_belong_and_to_whom(name: str) -> None:
+    for resource in documents(f"{name}.manifests.yaml"):
+        assert list(metadata_complaints(resource)) == []
 
 
 def test_every_step_sees_the_volume_and_may_not_be_root(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from terrafine.cli.k8s import rendered
 from terrafine.cli.main import app
 from terrafine.errors import SpecError, StageError
 from terrafine.spec import parse_spec
-from tests.kube_policies import complaints
+from tests.kube_policies import complaints, pods_of, with_templates
 from tests.kube_schemas import Resource, read_all
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +28,22 @@ SPEC: dict[str, Any] = {
 }
 
 
-def render(overlay: str, **parts: Any) -> list[Resource]:
+IMAGE = "registry.example:5000/land/terrafine"
+DIGEST = f"@sha256:{64 * 'a'}"
+
+
+def render(
+    overlay: str, *, image: str | None = None, example: str | None = None, **parts: Any
+) -> list[Resource]:
     text = yaml.safe_dump({**SPEC, **parts})
-    return read_all(rendered(parse_spec(text, where="spec"), text, K8S, overlay))
+    spec = parse_spec(text, where="spec")
+    return read_all(rendered(spec, text, K8S, overlay, image=image, example=example))
+
+
+def images(resources: list[Resource]) -> set[str]:
+    """Of terrafine, in every pod and in those that the launcher will make."""
+    pods = [pod for found in with_templates(resources) for pod in pods_of(found)]
+    return {c["image"] for pod in pods for c in pod.containers if "triton" not in c["image"]}
 
 
 def one(resources: list[Resource], kind: str, name: str) -> Resource:
@@ -132,6 +146,7 @@ def test_servers_of_a_cpu_model_take_no_gpu() -> None:
         ("single-node", {"map": {"workers": 4, "predictor": "torch"}}, "takes a GPU"),
         ("single-node", {"serve": {"tensorrt": "fp16"}}, "need a GPU"),
         ("single-node", {"serve": {"repository": "/models"}}, "no folder but /work"),
+        ("object-store", {"serve": {"repository": "/work/models"}}, "see no volume"),
     ],
 )
 def test_what_an_overlay_cannot_hold_is_said_before_anything_is_applied(
@@ -142,13 +157,103 @@ def test_what_an_overlay_cannot_hold_is_said_before_anything_is_applied(
 
 
 def test_an_unknown_overlay_is_named_with_those_there_are() -> None:
-    with pytest.raises(StageError, match="gpu-16, object-store, single-node"):
+    with pytest.raises(StageError, match="gpu-16, gpu-16-keda, object-store, single-node"):
         render("gpu-17")
 
 
-def test_the_command_writes_what_kubectl_applies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pin", [":7.7.7", DIGEST])
+@pytest.mark.parametrize("overlay", ["single-node", "gpu-16"])
+def test_one_image_that_a_cluster_can_pull_is_every_pods(overlay: str, pin: str) -> None:
+    found = render(overlay, image=IMAGE + pin)
+    assert complaints(found, PAGE) == []
+    assert images(found) == {IMAGE + pin}
+
+
+@pytest.mark.parametrize("example", ["deploy", "map-region", "shell", "job"])
+def test_an_example_gets_the_image_too_and_fits_to_the_overlay(example: str) -> None:
+    overlay, made = render("gpu-16"), render("gpu-16", image=f"{IMAGE}:7", example=example)
+    assert images(made) == {f"{IMAGE}:7"}
+    assert complaints([*overlay, *made], PAGE) == []
+    there = read_all((K8S / "examples" / f"{example}.yaml").read_text())
+    assert sorted(r["kind"] for r in made) == sorted(r["kind"] for r in there)
+
+
+@pytest.mark.parametrize(("overlay", "variant"), [("single-node", "cpu"), ("gpu-16", "cuda")])
+def test_the_image_that_is_built_here_is_the_one_that_pods_ask_for(
+    overlay: str, variant: str
+) -> None:
+    (asked,) = images(render(overlay))
+    said = subprocess.run(
+        ["make", "--dry-run", "image", f"VARIANT={variant}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    # as a kubelet reads a name without a registry
+    assert f"--tag docker.io/library/{asked} " in said
+
+
+@pytest.mark.parametrize("image", [IMAGE, f"{IMAGE}:latest", f"{IMAGE}@sha256:ab", ":1"])
+def test_an_image_that_may_change_is_refused(image: str) -> None:
+    with pytest.raises(StageError, match="does not say which it is"):
+        render("single-node", image=image)
+
+
+def test_the_deploy_job_is_for_the_servers_that_were_rendered() -> None:
+    serve = {"name": "fine", "repository": "s3://m/fine", "variant": "fp16"}
+    overlay = render("object-store", serve=serve)
+    (job,) = render("object-store", serve=serve, example="deploy")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    shared = one(overlay, "ConfigMap", "terrafine-serving")
+    assert container["envFrom"][0] == {"configMapRef": {"name": shared["metadata"]["name"]}}
+    assert shared["data"]["TERRAFINE_URL"] == "grpc://triton-admin:8001"
+    assert shared["data"]["TERRAFINE_REPOSITORY"] == "s3://m/fine"
+    # what would overrule it
+    assert not {one["name"] for one in container["env"]} & shared["data"].keys()
+    words = ["deploy", "/spec/spec.yaml", "--data", "/work/data", "--workdir", "/work/runs/render"]
+    assert container["args"] == [*words, "--promote"]
+    assert {"name": "spec", "mountPath": "/spec", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "spec", "configMap": {"name": "terrafine-spec"}} in pod["volumes"]
+    spec = parse_spec(one(overlay, "ConfigMap", "terrafine-spec")["data"]["spec.yaml"], where="it")
+    assert (spec.serve.name, spec.serve.variant) == ("fine", "fp16")
+    assert "initContainers" not in pod, "the run has exported its model"
+
+
+def test_a_champion_is_adopted_before_it_is_deployed() -> None:
+    (job,) = render("gpu-16", champion="releases/landcover", example="deploy")
+    (first,) = job["spec"]["template"]["spec"]["initContainers"]
+    words = ["adopt", "/spec/spec.yaml", "--data", "/work/data", "--workdir", "/work/runs/render"]
+    assert first["args"] == words
+    assert "TERRAFINE_TRITON_ADMIN" not in str(first)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_the_map_of_a_spec_has_room_for_its_workers(workers: int) -> None:
+    parts = {"map": {"workers": workers, "metrics_port": 9300}, "champion": "releases/landcover"}
+    made = render("single-node", example="map-region", **parts)
+    spec = yaml.safe_load(one(made, "ConfigMap", "map-region")["data"]["spec.yaml"])
+    assert spec["map"] == parts["map"]
+    run = one(made, "RayJob", "map-region")["spec"]
+    (pods,) = run["rayClusterSpec"]["workerGroupSpecs"]
+    assert workers <= pods["replicas"] * int(limits(pods)["cpu"])
+    # one worker is the driver itself, which else would map on the small head
+    assert run.get("entrypointNumCpus") == (1 if workers == 1 else None)
+    assert "containerPort': 9300" in str(run["rayClusterSpec"])
+    assert run["entrypoint"].endswith("--data /work/data --workdir /work/runs/render")
+
+
+def test_an_unknown_example_is_named_with_those_there_are() -> None:
+    with pytest.raises(StageError, match="deploy, job, map-region, shell"):
+        render("gpu-16", example="jobs")
+
+
+def test_the_command_writes_what_kubectl_applies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRAFINE_IMAGE", f"{IMAGE}:7")
     spec, into = tmp_path / "spec.yaml", tmp_path / "cluster.yaml"
     spec.write_text(yaml.safe_dump(SPEC))
     done = CliRunner().invoke(app, ["k8s", "render", str(spec), "--into", str(into)])
     assert done.exit_code == 0, done.output
-    assert complaints(read_all(into.read_text()), PAGE) == []
+    found = read_all(into.read_text())
+    assert complaints(found, PAGE) == []
+    assert images(found) == {f"{IMAGE}:7"}

@@ -73,8 +73,14 @@ def test_it_says_what_it_is_and_is_no_larger_than_it_must_be(
 
 def test_nothing_in_it_compiles_and_nothing_is_left_of_the_build(built: Docker) -> None:
     left = "/src /opt/build /tmp/wheels /root/.cache /var/lib/apt/lists/*_Packages"
-    look = f"command -v gcc cc g++ make ld; ls -d {left} 2>/dev/null; true"
+    look = f"which gcc cc g++ make ld; ls -d {left} 2>/dev/null; true"
     assert run(built, "-c", look, entrypoint=["sh"]).strip() == ""
+
+
+def test_files_can_be_copied_through_it(built: Docker) -> None:
+    """`kubectl cp` runs tar in k8s/examples/shell.yaml, which sleeps under tini."""
+    look = "which tar tini sleep"
+    assert len(run(built, "-c", look, entrypoint=["sh"]).split()) == 3
 
 
 def test_the_bill_of_materials_is_what_the_lock_file_pins(built: Docker) -> None:

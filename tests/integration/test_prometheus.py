@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -129,12 +130,14 @@ def wait_for(what: Callable[[], object], says: str, seconds: float = 60.0) -> No
 
 
 @contextlib.contextmanager
-def terrafine(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process of its own, stopped at the end."""
+def terrafine(*arguments: object, **variables: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, with these in its environment, stopped at the end."""
     program = Path(sys.executable).with_name("terrafine")
     process = subprocess.Popen(
-        [program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [program, *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         yield process
     finally:
@@ -142,12 +145,12 @@ def terrafine(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
-def mapped_project(root: Path, release: Release, server: str, port: int) -> Project:
+def mapped_project(root: Path, release: Release, server: str) -> Project:
     """A scene of 49 shards, to be mapped with a released model that a server has."""
     root.mkdir()
     project = make_project(root, size=384)
     shutil.copytree(release.folder, root / "champion")
-    places = {"predictor": "triton", "server": server, "metrics_port": port}
+    places = {"predictor": "triton", "server": server}
     cut = {"core": 32, "halo": 16, "shard": 64, "wave": 4, "enhance": {"block": 32}}
     project.change_spec(champion="champion", map={**places, **cut})
     return project
@@ -184,8 +187,10 @@ def seen(
         watched = "terrafine_serving_champion_version"
         wait_for(lambda: prometheus.series(watched), "the watch is there before the map begins")
 
-        project = mapped_project(folder / "project", releases[0], triton.grpc_url, mapping)
-        mapper = stack.enter_context(terrafine("map", project.spec, "-w", runs / "zion", "--json"))
+        project = mapped_project(folder / "project", releases[0], triton.grpc_url)
+        command = ("map", project.spec, "-w", runs / "zion", "--json")
+        # as the pods of a RayJob have it
+        mapper = stack.enter_context(terrafine(*command, TERRAFINE_RUN_METRICS_PORT=mapping))
         metrics = telemetry.TrainingMetrics("small/train", registry=registry)
         with at_work(runs / "small", "train"), progress("train", total=4, unit="step") as task:
             run(folder / "training", model=tiny_model(), epochs=2, observer=metrics)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from terrafine.errors import StageError
-from terrafine.telemetry import TrainingMetrics, serve
+from terrafine.telemetry import TrainingMetrics, run_port, serve
 from terrafine.training import EpochRecord, StepRecord
 from tests.unit.training_scene import LEGEND, SPEC, losses, run, tiny_model
 
@@ -92,3 +92,19 @@ def test_port_is_free_again_afterwards_and_a_taken_one_is_named() -> None:
         says = rf"metrics port {port} is in use; give training\.metrics_port another"
         with pytest.raises(StageError, match=says), serve(port, CollectorRegistry()):
             pass
+
+
+def test_a_run_whose_spec_names_no_port_takes_that_of_its_pod(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TERRAFINE_RUN_METRICS_PORT", raising=False)
+    assert (run_port(None), run_port(9200)) == (None, 9200)
+    monkeypatch.setenv("TERRAFINE_RUN_METRICS_PORT", "9102")
+    assert (run_port(None), run_port(9200)) == (9102, 9200)
+
+
+@pytest.mark.parametrize("said", ["metrics", "80", "99999", "-1"])
+def test_a_pods_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("TERRAFINE_RUN_METRICS_PORT", said)
+    with pytest.raises(StageError, match=f"TERRAFINE_RUN_METRICS_PORT={said}: give a port"):
+        run_port(None)
