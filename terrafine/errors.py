@@ -21,6 +21,10 @@ class RasterError(TerrafineError):
     """A raster, label product or vector file cannot be used."""
 
 
+class UnreachableError(RasterError):
+    """What lies behind a URL cannot be had now; nothing is known of the file itself."""
+
+
 class DatasetError(TerrafineError):
     """An example dataset cannot be fetched or made."""
 

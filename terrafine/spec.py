@@ -190,8 +190,8 @@ class ImagerySpec(Section):
     )
     nodata: float | None = Field(
         None,
-        description="value of missing pixels; default: what the file says (65535 stands for them "
-        "in a catalogue, whose files may differ)",
+        description="value of missing pixels, beside what each file says; default: only that "
+        "(65535 stands for them in a catalogue, whose files may differ)",
     )
     crs: str | None = Field(None, description="overrides the CRS the files state, e.g. EPSG:32612")
     scale: Annotated[float, Field(gt=0)] = Field(
@@ -507,7 +507,9 @@ class ExportSpec(Section):
         0.9999, description="of ONNX and torch on real windows, or the export is refused"
     )
     max_probability_error: Share = Field(0.02, description="largest, on the same windows")
-    parity_windows: Annotated[int, Field(ge=1)] = 4
+    parity_windows: Annotated[int, Field(ge=1)] = Field(
+        4, description="how many; every other one calibrates int8, which the others judge"
+    )
     variants: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(
         ("fp32",), description="of the served graph; fp32 is always made"
     )

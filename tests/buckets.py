@@ -17,7 +17,7 @@ import boto3
 from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-_BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>be slower</Message></Error>"
+_REASONS = {400: "ExpiredToken", 401: "Unauthorized", 403: "AccessDenied", 500: "InternalError"}
 
 
 @contextmanager
@@ -34,12 +34,14 @@ def s3_bucket() -> Iterator[str]:
 @dataclass
 class Weather:
     """How ill an S3 server is: shares of requests that it answers by 503, that it carries out and
-    answers by 503 all the same, and that wait ``seconds``."""
+    answers by 503 all the same, and that wait ``seconds``. ``instead``: part of an object's name ->
+    statuses that it answers instead of the object, as long as there are any."""
 
     refused: float = 0.0
     unheard: float = 0.0
     slow: float = 0.0
     seconds: float = 0.2
+    instead: dict[str, Iterator[int]] = field(default_factory=dict)
     happened: Counter[str] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(3))
 
@@ -50,16 +52,27 @@ class Weather:
             self.happened["requests"] += 1
             if self._falls("slow"):
                 time.sleep(self.seconds)
+            status = self._said_instead(environ["PATH_INFO"])
             if self._falls("unheard"):
                 b"".join(app(environ, lambda *_: None))
-            elif not self._falls("refused"):
+            elif status is None and not self._falls("refused"):
                 return app(environ, start)
             else:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start("503 Slow Down", [("Content-Length", str(len(_BUSY)))])
-            return [_BUSY]
+            reason = _REASONS.get(status or 503, "SlowDown")
+            said = f"<?xml version='1.0'?><Error><Code>{reason}</Code></Error>".encode()
+            start(f"{status or 503} {reason}", [("Content-Length", str(len(said)))])
+            return [said]
 
         return answer
+
+    def _said_instead(self, path: str) -> int | None:
+        for name, statuses in self.instead.items():
+            status = next(statuses, None) if name in path else None
+            if status is not None:
+                self.happened[str(status)] += 1
+                return status
+        return None
 
     def _falls(self, what: str) -> bool:
         falls = self.chance.random() < getattr(self, what)

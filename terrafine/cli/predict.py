@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +42,12 @@ def predict(
         str | None,
         typer.Option(help="the file's bands in the model's order, as 3,2,1,4; default: the first"),
     ] = None,
-    scale: Annotated[float, typer.Option(help="as imagery.scale when the model was trained")] = 1.0,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="imagery.scale of the training; default: the model's, no other fits"),
+    ] = None,
     nodata: Annotated[
-        float | None, typer.Option(help="value of missing pixels; default: what the file says")
+        float | None, typer.Option(help="value of missing pixels, beside what the file says")
     ] = None,
     core: Annotated[
         int | None,
@@ -108,17 +112,30 @@ def predict(
 
 
 def _imagery(
-    image: Path, info: GraphInfo, *, bands: str | None, scale: float, nodata: float | None
+    image: Path, info: GraphInfo, *, bands: str | None, scale: float | None, nodata: float | None
 ) -> Mosaic:
-    """The image as the model takes it: its bands in order, missing pixels as the model's fill."""
+    """The image as the model takes it: its bands in order, missing pixels as the model's fill.
+
+    SpecError where what is asked for, or what the file calls its bands, contradicts the model.
+    """
     try:
         indexes = tuple(int(part) for part in bands.split(",")) if bands else None
     except ValueError as error:
         raise SpecError(f"--bands {bands!r}: give numbers from 1, as 3,2,1,4") from error
-    scene = SceneSpec(name="image", files=(image.name,), band_indexes=indexes)
-    names = tuple(f"band {number}" for number in range(1, info.bands + 1))
-    spec = ImagerySpec(scenes=(scene,), bands=names, scale=scale, nodata=nodata)
-    opened = replace(open_scene(scene, spec, image.resolve().parent), fill=info.fill)
+    if scale is not None and scale != info.scale:
+        raise SpecError(
+            f"--scale {scale:g}: the model was trained on imagery at scale {info.scale:g}; leave "
+            "--scale out, and convert an image that stores other numbers than that imagery did"
+        )
+    spec = ImagerySpec(
+        scenes=(SceneSpec(name="image", files=(image.name,), band_indexes=indexes),),
+        bands=info.band_names,
+        scale=info.scale,
+        nodata=nodata,
+    )
+    opened = replace(open_scene(spec.scenes[0], spec, image.resolve().parent), fill=info.fill)
+    (file,) = opened.files
+    _require_order(file.descriptions(), file.indexes, info.band_names, image)
     return Mosaic(
         zone="image",
         scenes=(opened,),
@@ -128,3 +145,19 @@ def _imagery(
         fill=opened.fill,
         bands=opened.bands,
     )
+
+
+def _require_order(
+    said: Sequence[str], indexes: Sequence[int], names: Sequence[str], image: Path
+) -> None:
+    """SpecError where the file itself says that another of its bands is the one the model takes."""
+    described = [text.strip().lower() for text in said]
+    wanted = [name.lower() for name in names]
+    for index, name in zip(indexes, wanted, strict=True):
+        found = described[index - 1]
+        if found != name and (found in wanted or name in described):
+            order = [described.index(one) + 1 if one in described else "?" for one in wanted]
+            raise SpecError(
+                f"{image}: the model takes {', '.join(names)} in this order, but the file calls "
+                f"its band {index} {said[index - 1]!r}; give --bands {','.join(map(str, order))}"
+            )

@@ -18,7 +18,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from terrafine.export.bundle import BundleInfo
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo
-from terrafine.export.variants import HalfNetwork
+from terrafine.export.variants import HalfNetwork, write_graph
 from terrafine.legend import Legend, UInt8Array
 from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
@@ -120,15 +120,14 @@ def export_onnx(
     proto = _anonymous(program.model_proto)
     graph = GraphInfo(
         window=window,
-        bands=len(info.bands),
+        band_names=info.bands,
+        scale=info.scale,
         fill=info.fill,
         legend=info.legend,
         model=info.digest,
         weights_sha256=info.weights_sha256,
     )
-    onnx.helper.set_model_props(proto, graph.to_metadata())
-    onnx.checker.check_model(proto)
-    path.write_bytes(proto.SerializeToString())
+    write_graph(proto, graph.to_metadata(), path)
     return graph
 
 

@@ -43,23 +43,31 @@ class Prediction:
 class GraphInfo:
     """What a graph takes and what its codes mean.
 
-    ``window``: pixels a side; ``bands``: how many; ``fill``: the uint16 of missing pixels;
-    ``model``: digest of the bundle it was exported from (the model release);
-    ``weights_sha256``: of that bundle's weights file.
+    ``window``: pixels a side; ``band_names`` in the order of the input; ``scale``: what the
+    imagery's stored values are multiplied by before they are rounded to uint16; ``fill``: the
+    uint16 of missing pixels; ``model``: digest of the bundle it was exported from (the model
+    release); ``weights_sha256``: of that bundle's weights file.
     """
 
     window: int
-    bands: int
+    band_names: tuple[str, ...]
+    scale: float
     fill: int
     legend: Legend
     model: str
     weights_sha256: str
 
+    @property
+    def bands(self) -> int:
+        """How many there are."""
+        return len(self.band_names)
+
     def to_metadata(self) -> dict[str, str]:
         """As ONNX ``metadata_props``."""
         return {
             "terrafine.window": str(self.window),
-            "terrafine.bands": str(self.bands),
+            "terrafine.bands": json.dumps(self.band_names),
+            "terrafine.scale": repr(self.scale),
             "terrafine.fill": str(self.fill),
             "terrafine.legend": self.legend.model_dump_json(),
             "terrafine.model": self.model,
@@ -72,16 +80,17 @@ class GraphInfo:
         try:
             return cls(
                 window=int(metadata["terrafine.window"]),
-                bands=int(metadata["terrafine.bands"]),
+                band_names=tuple(str(name) for name in json.loads(metadata["terrafine.bands"])),
+                scale=float(metadata["terrafine.scale"]),
                 fill=int(metadata["terrafine.fill"]),
                 legend=Legend.model_validate(json.loads(metadata["terrafine.legend"])),
                 model=metadata["terrafine.model"],
                 weights_sha256=metadata["terrafine.weights_sha256"],
             )
-        except (KeyError, ValueError, ValidationError) as error:
+        except (KeyError, ValueError, TypeError, ValidationError) as error:
             raise ModelError(
-                f"{where}: an ONNX graph, but not one that terrafine exported ({error!r}); make it "
-                "with `terrafine export`"
+                f"{where}: an ONNX graph, but not one that this version of terrafine exported "
+                f"({error!r}); make it with `terrafine export`"
             ) from error
 
 

@@ -6,6 +6,7 @@ which fp16 cannot hold, and the bytes that go out are decided in float32.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -76,7 +77,21 @@ def to_int8(source: Path, target: Path, windows_NCHW: npt.NDArray[np.uint16]) ->
             nodes_to_exclude=_outside_the_network(graph.graph),
         )
         converted = onnx.load(quantised)
-    _write(converted, _metadata(graph), target)
+    write_graph(converted, {entry.key: entry.value for entry in graph.metadata_props}, target)
+
+
+def write_graph(proto: Any, metadata: dict[str, str], path: Path) -> None:
+    """Write a graph under a name that no other has, and the same one always has.
+
+    TensorRT keeps its engines by the names of graph and nodes and looks at no weights
+    (onnxruntime#6455): two versions of one name would answer by one's weights.
+    """
+    onnx.helper.set_model_props(proto, metadata)
+    proto.graph.name = ""
+    content = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    proto.graph.name = f"terrafine_{content}"
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -123,13 +138,3 @@ def _outside_the_network(graph: Any) -> list[str]:
             ahead |= set(node.input)
             before.add(node.name)
     return [node.name for node in graph.node if not {node.name} & after & before]
-
-
-def _metadata(graph: Any) -> dict[str, str]:
-    return {entry.key: entry.value for entry in graph.metadata_props}
-
-
-def _write(graph: Any, metadata: dict[str, str], target: Path) -> None:
-    onnx.helper.set_model_props(graph, metadata)
-    onnx.checker.check_model(graph)
-    target.write_bytes(graph.SerializeToString())

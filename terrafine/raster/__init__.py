@@ -2,7 +2,7 @@
 
 from terrafine.raster.aggregate import majority
 from terrafine.raster.bandfile import UInt16Array
-from terrafine.raster.catalogue import catalogue_digest
+from terrafine.raster.catalogue import catalogue_digest, catalogue_stamps
 from terrafine.raster.geotiff import write_geotiff
 from terrafine.raster.labels import ClassRaster, check_overlap, open_class_raster
 from terrafine.raster.look import look_at, warp_nearest
@@ -24,6 +24,7 @@ __all__ = [
     "Scene",
     "UInt16Array",
     "catalogue_digest",
+    "catalogue_stamps",
     "check_overlap",
     "is_vector",
     "lonlat_outlines",

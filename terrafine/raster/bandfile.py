@@ -26,7 +26,8 @@ _MAX = 65535
 class BandFile:
     """One file of a scene, the bands read from it and where it lies.
 
-    ``nodata``: the spec's, None where the file's own counts. ``grid``, ``window``: the file's own.
+    ``nodata``: the spec's value of missing pixels, which the file's own goes with; None where only
+    that counts. ``grid``, ``window``: the file's own.
     """
 
     path: Place
@@ -63,6 +64,11 @@ class BandFile:
             return self.nodata
         with opened(self.path) as dataset:
             return _nodata(dataset, self.indexes)
+
+    def descriptions(self) -> tuple[str, ...]:
+        """What the file calls each of all its bands, "" where it says nothing."""
+        with opened(self.path) as dataset:
+            return tuple(said or "" for said in dataset.descriptions)
 
     def renumbered(self, grid: PixelGrid, *, where: str) -> BandFile:
         """The same file numbered on a grid whose pixels its own coincide with, else RasterError."""
@@ -135,11 +141,10 @@ class BandFile:
 
     def _missing(self, dataset: Any, stored: npt.NDArray[Any], box: Any) -> npt.NDArray[np.bool_]:
         flags = dataset.mask_flag_enums[self.indexes[0] - 1]
-        nodata = _nodata(dataset, self.indexes) if self.nodata is None else self.nodata
-        if nodata is None:
-            missing = np.zeros(stored.shape, bool)
-        else:
-            missing = np.isnan(stored) if math.isnan(nodata) else np.asarray(stored == nodata)
+        missing = np.zeros(stored.shape, bool)
+        stated = (self.nodata, _nodata(dataset, self.indexes))
+        for nodata in {value for value in stated if value is not None}:
+            missing |= np.isnan(stored) if math.isnan(nodata) else stored == nodata
         # An alpha band is left alone: GDAL takes the fourth band of many RGB + NIR files for one.
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
             masks = dataset.read_masks(list(self.indexes), window=box, out_shape=stored.shape)
@@ -155,7 +160,9 @@ class BandFile:
         """
         stored_CHW, missing_CHW, rows, cols = self.read(part, grid)
         if scale == 1 and stored_CHW.dtype == np.uint16:
-            np.copyto(stored_CHW, np.uint16(fill), where=missing_CHW)
+            # most windows miss nothing, and looking is cheaper than copying
+            if missing_CHW.any():
+                np.copyto(stored_CHW, np.uint16(fill), where=missing_CHW)
             return stored_CHW
         bands = []
         for index, stored_HW, missing_HW in zip(self.indexes, stored_CHW, missing_CHW, strict=True):

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 import shapely.geometry
 from affine import Affine
+from shapely.geometry.base import BaseGeometry
 
 from terrafine.errors import RasterError
 from terrafine.geometry import PixelGrid
@@ -27,6 +28,7 @@ from terrafine.raster.catalogue_sources import (
     source_place,
     stac_records,
     table_records,
+    understood,
 )
 from terrafine.raster.files import Place
 from terrafine.raster.region import Bounds, Region, checked_crs, transformer
@@ -46,6 +48,7 @@ class Entry:
 
     ``bounds``: (left, bottom, right, top) in ``crs``. ``grid``: where the catalogue states its
     pixels. ``cloud``: percent. ``mask``: file of the cloud mask, where it has one of its own.
+    ``updated``: when the catalogue says that it was made anew.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Entry:
     cloud: float | None = None
     priority: float | None = None
     mask: Place | None = None
+    updated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,19 @@ def catalogue_digest(imagery: ImagerySpec, root: Path) -> str:
             else:
                 digest.update(f"{file}\n".encode())
     return digest.hexdigest()
+
+
+def catalogue_stamps(imagery: ImagerySpec, root: Path) -> dict[str, str]:
+    """Scene -> what changes when its files do: STAC's ``updated``, and size and time of change of
+    files on this machine. A scene behind a URL of which the catalogue says no such thing has none.
+    """
+    found = {}
+    for entry in read_catalogue(imagery, root).entries:
+        here = [file for file in (*entry.files, entry.mask) if isinstance(file, Path)]
+        parts = [entry.updated, *(stamp[1:] for file in here for stamp in _stamps(file))]
+        if any(parts):
+            found[entry.name] = hashlib.sha256(f"{parts}".encode()).hexdigest()[:16]
+    return found
 
 
 Stamp = tuple[str, int, int]
@@ -275,6 +292,7 @@ def _entry(record: Record, imagery: ImagerySpec, root: Path, where: str) -> Entr
         cloud=_number(said.get("eo:cloud_cover", said.get("cloud_cover"))),
         priority=_number(said.get("priority")),
         mask=mask,
+        updated=str(said["updated"]) if said.get("updated") else None,
     )
 
 
@@ -330,24 +348,33 @@ def _is_image(media_type: str) -> bool:
 
 def _pixels(said: Mapping[str, Any], crs: str, where: str) -> tuple[PixelGrid | None, Any]:
     """Grid and bounds as far as they are stated."""
-    if said.get("proj:transform") is not None and said.get("proj:shape") is not None:
-        transform = Affine(*(float(value) for value in list(said["proj:transform"])[:6]))
-        height, width = (int(value) for value in said["proj:shape"])
-        grid = PixelGrid.from_transform(crs, transform, where=where)
-        left, top = transform.c, transform.f
-        return grid, (left, top + height * transform.e, left + width * transform.a, top)
+    coefficients, shape = said.get("proj:transform"), said.get("proj:shape")
+    if coefficients is not None and shape is not None:
+        with understood(where, "proj:transform", coefficients):
+            a, b, left, d, e, top = (float(value) for value in list(coefficients)[:6])
+        with understood(where, "proj:shape", shape):
+            height, width = (int(value) for value in shape)
+        grid = PixelGrid.from_transform(crs, Affine(a, b, left, d, e, top), where=where)
+        return grid, (left, top + height * e, left + width * a, top)
     box = said.get("proj:bbox")
-    return None, () if box is None else tuple(float(value) for value in box)
+    if box is None:
+        return None, ()
+    with understood(where, "proj:bbox", box):
+        # west, south, (lowest,) east, north(, highest)
+        flat = [box[i] for i in (0, 1, 3, 4)] if len(box) == 6 else box
+        left, bottom, right, top = (float(value) for value in flat)
+    return None, (left, bottom, right, top)
 
 
-def _shape(record: Record, name: str, where: str) -> Any:
+def _shape(record: Record, name: str, where: str) -> BaseGeometry:
     geometry = record.get("geometry")
     if geometry is None or not record.get("geometry_crs"):
         raise RasterError(
             f"{where}: scene {name} has no footprint; write its geometry (with a CRS), proj:bbox, "
             "or proj:transform and proj:shape into the catalogue"
         )
-    return shapely.geometry.shape(geometry) if isinstance(geometry, Mapping) else geometry
+    with understood(f"{where}: scene {name}", "geometry", geometry):
+        return geometry if isinstance(geometry, BaseGeometry) else shapely.geometry.shape(geometry)
 
 
 def _moment(value: object, where: str) -> datetime | None:

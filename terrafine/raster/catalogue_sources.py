@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
@@ -22,8 +24,9 @@ from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 import pandas
 import rasterio
 from pandas.api.types import is_scalar
+from shapely.errors import ShapelyError
 
-from terrafine.errors import RasterError
+from terrafine.errors import RasterError, TerrafineError, UnreachableError
 from terrafine.raster.files import Place, crs_text, gdal_name, reading
 from terrafine.raster.region import LONLAT, Bounds
 from terrafine.raster.vector import PARQUET, read_table
@@ -39,6 +42,27 @@ _ATTEMPTS = 4
 _AT_ONCE = 8
 _PAGE = 500
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+
+
+@contextmanager
+def understood(where: str, key: str, value: object) -> Iterator[None]:
+    """Errors that a damaged ``value`` of a catalogue leads to become a RasterError naming it."""
+    try:
+        yield
+    except TerrafineError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        ShapelyError,
+    ) as error:
+        raise RasterError(
+            f"{where}: {key} is {value!r:.80}, which says nothing ({error!r}); correct the "
+            "catalogue"
+        ) from error
 
 
 def source_place(spec: CatalogueSpec, root: Path) -> Place:
@@ -67,20 +91,26 @@ def stac_records(place: Place, spec: CatalogueSpec, root: Path, box: Bounds | No
 
     ``box``: degrees; an API is asked for no more than that, and for ``spec.dates``.
     """
-    return [
-        {
-            **(item.get("properties") or {}),
+    return [_record(item, base, root) for item, base in _items(place, spec, root, box)]
+
+
+def _record(item: Mapping[str, Any], base: Place, root: Path) -> Record:
+    where = f"{base}: scene {item.get('id')}"
+    assets, properties = item.get("assets") or {}, item.get("properties") or {}
+    with understood(where, "assets", assets):
+        found = {
+            name: {**asset, "href": linked(asset["href"], base, root)}
+            for name, asset in assets.items()
+            if asset and "href" in asset
+        }
+    with understood(where, "properties", properties):
+        return {
+            **properties,
             "id": item.get("id"),
             "geometry": item.get("geometry"),
             "geometry_crs": LONLAT,
-            "assets": {
-                name: {**asset, "href": linked(asset["href"], base, root)}
-                for name, asset in (item.get("assets") or {}).items()
-                if "href" in asset
-            },
+            "assets": found,
         }
-        for item, base in _items(place, spec, root, box)
-    ]
 
 
 def _items(
@@ -98,7 +128,7 @@ def _items(
                 if kind == "Feature":
                     yield document, place
                 elif kind == "FeatureCollection":
-                    yield from ((item, place) for item in document["features"])
+                    yield from ((item, place) for item in _features(document, place))
                     todo += _links(document, place, root, "next")
                 elif kind in ("Collection", "Catalog"):
                     todo += _below(document, place, root, _query(spec, box))
@@ -107,6 +137,16 @@ def _items(
                         f"{place}: is no STAC item, item collection, collection or catalog (type "
                         f"{kind!r}); correct imagery.catalogue.source"
                     )
+
+
+def _features(document: Mapping[str, Any], place: Place) -> list[Mapping[str, Any]]:
+    features = document.get("features")
+    if not isinstance(features, list) or not all(isinstance(item, dict) for item in features):
+        raise RasterError(
+            f"{place}: features is {features!r:.80}, no list of STAC items; write or download the "
+            "catalogue again"
+        )
+    return features
 
 
 def _below(
@@ -125,13 +165,15 @@ def _below(
 
 
 def _links(document: Mapping[str, Any], place: Place, root: Path, rel: str) -> list[Place]:
-    links = [link for link in document.get("links", []) if link.get("rel") == rel]
-    if any(link.get("method", "GET") != "GET" for link in links):
-        raise RasterError(
-            f"{place}: its next page has to be asked for by POST; name the collection "
-            "(.../collections/NAME) instead of the search"
-        )
-    return [linked(link["href"], place, root) for link in links]
+    stated = document.get("links") or []
+    with understood(str(place), "links", stated):
+        links = [link for link in stated if link.get("rel") == rel]
+        if any(link.get("method", "GET") != "GET" for link in links):
+            raise RasterError(
+                f"{place}: its next page has to be asked for by POST; name the collection "
+                "(.../collections/NAME) instead of the search"
+            )
+        return [linked(link["href"], place, root) for link in links]
 
 
 def _query(spec: CatalogueSpec, box: Bounds | None) -> dict[str, str]:
@@ -179,8 +221,9 @@ def table_records(place: Place, root: Path) -> list[Record]:
                 "`files` (a list) or `assets` (stac-geoparquet)"
             )
         if files is not None:
-            names = [files] if isinstance(files, str) else list(files)
-            row["files"] = [linked(str(file), place, root) for file in names]
+            with understood(f"{place}: row {number}", "files", files):
+                names = [files] if isinstance(files, str) else list(files)
+                row["files"] = [linked(str(file), place, root) for file in names]
         row.setdefault("id", row.get("name", f"row-{number}"))
         if "crs" in row:
             row.setdefault("proj:code", row["crs"])
@@ -267,7 +310,7 @@ def _regex(pattern: str, bands: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _header(place: Place) -> Record | str:
-    """Where a file lies, or why it cannot be read."""
+    """Where a file lies, or why it cannot be read; UnreachableError where that is not known."""
     try:
         with reading(place), rasterio.open(gdal_name(place)) as dataset:
             return {
@@ -275,6 +318,8 @@ def _header(place: Place) -> Record | str:
                 "proj:transform": list(dataset.transform)[:6],
                 "proj:shape": [dataset.height, dataset.width],
             }
+    except UnreachableError:
+        raise
     except RasterError as error:
         return str(error)
 
@@ -317,7 +362,8 @@ def _download(url: str) -> bytes:
             request = urllib.request.Request(url, headers={"Accept": "application/geo+json, */*"})
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return bytes(answer.read())
-        except OSError as error:
+        # an answer that ends too soon is no OSError
+        except (OSError, HTTPException) as error:
             status = error.code if isinstance(error, urllib.error.HTTPError) else 503
             if attempt == _ATTEMPTS or (status < 500 and status != 429):
                 raise RasterError(

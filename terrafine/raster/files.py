@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,11 +14,17 @@ from urllib.parse import urlsplit
 
 import rasterio
 from affine import Affine
-from rasterio._err import CPLE_BaseError
+from rasterio._err import (
+    _ERROR_STACK,
+    CPLE_AWSBucketNotFoundError,
+    CPLE_AWSObjectNotFoundError,
+    CPLE_BaseError,
+    stack_errors,
+)
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from terrafine.errors import RasterError
+from terrafine.errors import RasterError, UnreachableError
 from terrafine.geometry import PixelGrid, Window
 
 # GDAL's block cache in bytes: GDAL_CACHEMAX=256 would mean 256 bytes (facts/performance.md).
@@ -37,13 +44,23 @@ _VIRTUAL = {
 }
 
 # A bucket that answers 503, late or not at all is asked again; siblings of a file are not listed.
+# What GDAL keeps of a file goes when it is closed: it would answer for a server that is back.
 _REMOTE = {
+    "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsigs/:/vsiaz/:/vsicurl/",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "0.5",
 }
+
+# GDAL's numbers (cpl_error.h) of errors that say what a server answered, or that none did.
+_SERVERS_WORDS = range(11, 18)
+
+# GDAL's words for a file that is not there, and for blocks that came whole and cannot be decoded.
+_GONE = re.compile(r"HTTP response code: (404|410)\b")
+_SPOILT = re.compile(r"\b[A-Z]\w*Decode:")
+_NO_RASTER = "not recognized as being in a supported file format"
 
 # Open files kept per process, so that a mosaic of thousands of scenes does not exhaust the
 # process's file descriptors.
@@ -67,9 +84,13 @@ def file_name(place: Place) -> str:
     return str(place).rpartition("/")[2]
 
 
+def _is_url(place: Place) -> bool:
+    return isinstance(place, str) and "://" in place
+
+
 def _settings(place: Place) -> dict[str, Any]:
     settings: dict[str, Any] = {"GDAL_CACHEMAX": CACHE_BYTES}
-    if isinstance(place, str):
+    if _is_url(place):
         settings |= _REMOTE
         # GDAL does not know the variables by which the AWS tools find another server
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -83,17 +104,67 @@ def _settings(place: Place) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Place) -> Iterator[None]:
-    """GDAL's settings for reading; its errors become RasterError naming ``path``."""
+    """GDAL's settings for reading; its errors become RasterError naming ``path``.
+
+    UnreachableError where the file lies behind a URL and it is not certain that it is gone or
+    damaged: GDAL's words for a block that a server refuses are those for a file that was cut off.
+    """
     try:
         with rasterio.Env(**_settings(path)):
             yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        # rasterio's "Read failed. See previous exception" hides GDAL's own words in the cause
-        reason = " ".join(str(error.__cause__ or error).split())
+        found: BaseException = error
+        if _is_url(path) and not _is_settled(str(path), found):
+            found = _asked_again(str(path), error)
+            if not _is_settled(str(path), found):
+                raise UnreachableError(
+                    f"{path}: cannot be read now ({_reason(found)}), which may be its server, the "
+                    "network or the credentials in the environment; see to them and run the same "
+                    "command again: what is finished is kept (if this is said again and again the "
+                    "file is damaged: copy it anew, or take it out of the catalogue)"
+                ) from error
         raise RasterError(
-            f"{path}: cannot be read, the file is damaged or no raster ({reason}); "
+            f"{path}: cannot be read, the file is damaged or no raster ({_reason(found)}); "
             "copy or download it again"
         ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str:
+    # rasterio's "Read failed. See previous exception" hides GDAL's own words in the cause
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def _is_settled(url: str, error: BaseException) -> bool:
+    """Whether a server has answered, and the file is gone or damaged."""
+    for cause in _causes(error):
+        said = str(cause)
+        if isinstance(cause, (CPLE_AWSObjectNotFoundError, CPLE_AWSBucketNotFoundError)):
+            return True
+        if _GONE.search(said) or _SPOILT.search(said):
+            return True
+        # a web server may give a page instead, as one that asks for a password
+        if _NO_RASTER in said and not url.startswith("http"):
+            return True
+    return False
+
+
+def _asked_again(url: str, error: BaseException) -> BaseException:
+    """The error that says most: of a failed read, what its server says to one who opens the file
+    anew."""
+    if any(getattr(cause, "errno", None) in _SERVERS_WORDS for cause in _causes(error)):
+        return error
+    _FILES.close(url)
+    try:
+        with rasterio.Env(**_settings(url)), rasterio.open(gdal_name(url)):
+            return error
+    except (RasterioError, CPLE_BaseError, OSError) as said:
+        return said
 
 
 class _OpenFiles:
@@ -109,11 +180,31 @@ class _OpenFiles:
         changed = path.stat().st_mtime_ns if isinstance(path, Path) else 0
         key = (os.getpid(), str(path), changed)
         if key not in self._open:
-            self._open[key] = rasterio.open(gdal_name(path))
+            self._open[key] = _whole_header(path)
             if len(self._open) > MAX_OPEN_FILES:
                 self._open.popitem(last=False)
         self._open.move_to_end(key)
         return self._open[key]
+
+    def close(self, url: str) -> None:
+        """Forget what GDAL knows of a file."""
+        with self.lock:
+            dataset = self._open.pop((os.getpid(), url, 0), None)
+            if dataset is not None:
+                dataset.close()
+
+
+def _whole_header(path: Place) -> Any:
+    """An open dataset. Of a mask whose header a server refuses GDAL only says that there is none:
+    every pixel that it hides would be there."""
+    dataset = rasterio.open(gdal_name(path))
+    if _is_url(path):
+        with stack_errors():
+            _ = dataset.mask_flag_enums
+            refused = _ERROR_STACK.get()
+        if refused:
+            raise refused[0]
+    return dataset
 
 
 _FILES = _OpenFiles()
@@ -133,7 +224,7 @@ def require_raster(path: Place) -> None:
             f"{path}: no such file; check the spec's path and the data root "
             "(the spec's folder, --data or TERRAFINE_DATA)"
         )
-    with reading(path), rasterio.open(gdal_name(path)) as dataset:
+    with opened(path) as dataset:
         if dataset.count == 0:
             raise RasterError(
                 f"{path}: holds no band of its own; name one of its subdatasets' files"

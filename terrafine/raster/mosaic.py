@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from terrafine.errors import RasterError
+from terrafine.errors import RasterError, UnreachableError
 from terrafine.geometry import PixelGrid, Window, zone_name
 from terrafine.raster.bandfile import UInt16Array
 from terrafine.raster.catalogue import Entry, read_catalogue
@@ -49,7 +49,8 @@ class Mosaic:
         Every pixel comes from the first scene that has all its bands. ``source_HW`` is that
         scene's number in the spec (from 1), 0 where no scene has the pixel; there every band of
         the image is ``fill``. A scene that cannot be read in this window is a RasterError or,
-        where the mosaic ``skips``, reported, and nothing of it is in this window.
+        where the mosaic ``skips``, reported, and nothing of it is in this window. What a server
+        does not give now is an UnreachableError in either case: the map must not depend on it.
         """
         image_CHW: UInt16Array | None = None
         source_HW = np.zeros(window.shape, np.uint16)
@@ -60,6 +61,8 @@ class Mosaic:
                 continue
             try:
                 scene_CHW = scene.read(part)
+            except UnreachableError as error:
+                raise UnreachableError(f"scene {scene.name}: {error}") from error
             except RasterError as error:
                 if not self.skips:
                     raise
@@ -70,7 +73,8 @@ class Mosaic:
                 taken_HW &= band_HW != self.fill
             if image_CHW is None and part == window:
                 image_CHW = scene_CHW
-                np.copyto(image_CHW, np.uint16(self.fill), where=~taken_HW)
+                if not taken_HW.all():
+                    np.copyto(image_CHW, np.uint16(self.fill), where=~taken_HW)
             else:
                 if image_CHW is None:
                     image_CHW = self._nothing(window)

@@ -15,6 +15,7 @@ import pyproj
 import shapely
 
 from terrafine.errors import RasterError
+from terrafine.geometry import PixelGrid, Window
 from terrafine.raster.files import crs_text, parse_crs
 from terrafine.raster.vector import read_vector
 from terrafine.spec import resolve_in
@@ -73,19 +74,40 @@ class Region:
         shapely.prepare(outline)
         return np.asarray(shapely.intersects(outline, shapely.box(*boxes_N4.T)))
 
+    def window(self, grid: PixelGrid) -> Window | None:
+        """The pixels around all of it that lies where the grid's CRS is used, or a degree beside;
+        None where nothing does."""
+        outline, area = self.outline, pyproj.CRS.from_user_input(grid.crs).area_of_use
+        # a CRS across the date line is taken as a whole
+        if area is not None and area.west < area.east:
+            west, south, east, north = area.bounds
+            outline = shapely.clip_by_rect(outline, west - 1, south - 1, east + 1, north + 1)
+        if outline.is_empty:
+            return None
+        left, bottom, right, top = _bent(outline, grid.crs).bounds
+        row, col = grid.pixel_of(left, top)
+        stop_row, stop_col = grid.pixel_of(right, bottom)
+        # a shard that touches its edge from outside is mapped, too
+        return Window(row, col, stop_row - row + 1, stop_col - col + 1).buffered(1)
+
     def near(self, crs: str, around: Bounds) -> Any:
         """The outline in ``crs``, as far as it lies around a rectangle of it."""
-        forward = transformer(LONLAT, crs)
         back = transformer(crs, LONLAT)
         west, south, east, north = back.transform_bounds(*around, densify_pts=41)
         outline = self.outline
         # UTM is of no use far from its zone; a zone on the date line is taken as a whole
         if west < east:
             outline = shapely.clip_by_rect(outline, west - 1, south - 1, east + 1, north + 1)
-        outline = shapely.segmentize(outline, _STEP)
-        return shapely.make_valid(
-            shapely.transform(outline, lambda xy: np.column_stack(forward.transform(*xy.T)))
-        )
+        return _bent(outline, crs)
+
+
+def _bent(outline: Any, crs: str) -> Any:
+    """Polygons in degrees, in another CRS."""
+    forward = transformer(LONLAT, crs)
+    dense = shapely.segmentize(outline, _STEP)
+    return shapely.make_valid(
+        shapely.transform(dense, lambda xy: np.column_stack(forward.transform(*xy.T)))
+    )
 
 
 def lonlat_outlines(crs: str, boxes_N4: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:

@@ -56,7 +56,8 @@ class Scene:
     def read(self, window: Window) -> UInt16Array:
         """image_CHW uint16 of ``window``: stored values times the spec's scale, rounded.
 
-        Outside the scene, where the file says nodata and where the cloud mask says so: ``fill``.
+        Outside the scene, where the file or the spec says nodata and where the cloud mask says so:
+        ``fill``.
         A valid pixel whose value happens to be ``fill`` is a missing pixel. RasterError names
         file, band, row, column and value of a number that fits no uint16 (NaN, negative, too
         large, or not whole at scale 1).

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import rasterio
 from typer.testing import CliRunner
@@ -91,6 +92,49 @@ def test_bands_are_taken_in_the_order_asked_for(
     predict(turned, "--graph", exported_hrnet.graph, "--out", back, "--bands", "3,2,1,4")
     with rasterio.open(straight) as one, rasterio.open(back) as two:
         assert np.array_equal(one.read(1), two.read(1))
+
+
+def test_a_model_of_reflectances_is_given_them_as_it_was_in_training(
+    exported_hrnet: Exported, image: Path, tmp_path: Path
+) -> None:
+    graph = onnx.load(exported_hrnet.graph)
+    (scale,) = (entry for entry in graph.metadata_props if entry.key == "terrafine.scale")
+    scale.value = "10000.0"
+    onnx.save(graph, tmp_path / "scaled.onnx")
+    with rasterio.open(image) as dataset:
+        raw_CHW = dataset.read()
+    reflectances = np.where(raw_CHW == 9999, -1, raw_CHW / 10000)
+    write_raster(tmp_path / "reflectances.tif", reflectances, nodata=-1)
+    whole, scaled = tmp_path / "whole.tif", tmp_path / "of_scaled.tif"
+    predict(image, "--graph", exported_hrnet.graph, "--out", whole)
+    graph_of = ("--graph", tmp_path / "scaled.onnx", "--out", scaled)
+    predict(tmp_path / "reflectances.tif", *graph_of)
+    with rasterio.open(whole) as one, rasterio.open(scaled) as two:
+        assert np.array_equal(one.read(1), two.read(1))
+    with pytest.raises(SpecError, match="--scale 1: the model was trained on imagery at scale 100"):
+        predict(tmp_path / "reflectances.tif", *graph_of, "--scale", "1")
+    with pytest.raises(RasterError, match="times scale 10000 it does not fit"):
+        predict(image, *graph_of)
+
+
+def test_a_file_that_names_its_bands_in_another_order_is_not_taken_for_the_models(
+    exported_hrnet: Exported, image: Path
+) -> None:
+    graph = ("--graph", exported_hrnet.graph)
+    with rasterio.open(image, "r+") as dataset:
+        dataset.descriptions = ("Blue", "Green", "Red", "NIR")
+    reason = r"takes red, green, blue, nir .* calls its band 1 'Blue'; give --bands 3,2,1,4"
+    for order in ((), ("--bands", "1,2,3,4")):
+        with pytest.raises(SpecError, match=reason):
+            predict(image, *graph, *order)
+    predict(image, *graph, "--bands", "3,2,1,4")
+    with rasterio.open(image, "r+") as dataset:
+        dataset.descriptions = ("coastal", "red", "green", "blue")
+    with pytest.raises(SpecError, match=r"band 1 'coastal'; give --bands 2,3,4,\?"):
+        predict(image, *graph)
+    with rasterio.open(image, "r+") as dataset:
+        dataset.descriptions = ("B4", "B3", "B2", "B8")
+    predict(image, *graph)
 
 
 @pytest.mark.parametrize(

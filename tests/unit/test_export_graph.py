@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 
 from terrafine.errors import ModelError
 from terrafine.export import BundleInfo, GraphInfo, ServedModel, export_onnx, open_graph
+from terrafine.export.variants import to_int8
 from terrafine.legend import SEVEN, Legend
 from terrafine.mapping import OnnxPredictor, TorchPredictor
 from terrafine.models import RawInput, RawModel
@@ -32,6 +35,7 @@ def describe(legend: Legend, bands: int) -> BundleInfo:
     return BundleInfo(
         model=ModelSpec(),
         bands=tuple(f"b{i}" for i in range(bands)),
+        scale=10000.0,
         fill=65535,
         mean=(0.0,) * bands,
         std=(1.0,) * bands,
@@ -160,7 +164,8 @@ def test_the_graph_says_what_it_was_made_from(graph):
     described = describe(SEVEN, 3)
     assert info == GraphInfo(
         window=SIZE,
-        bands=3,
+        band_names=("b0", "b1", "b2"),
+        scale=10000.0,
         fill=65535,
         legend=SEVEN,
         model=described.digest,
@@ -187,6 +192,32 @@ def test_the_same_model_gives_the_same_file_without_the_folders_of_this_machine(
     export_onnx(convolution, again, window=SIZE, spec=ExportSpec(), info=describe(SEVEN, 3))
     assert again.read_bytes() == graph.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in graph.read_bytes()
+
+
+def test_graphs_that_differ_in_anything_differ_in_the_name_that_engines_are_kept_by(
+    graph, convolution, tmp_path
+):
+    """TensorRT's cache knows a graph by its name, and not by its weights."""
+    described = describe(SEVEN, 3)
+    other = copy.deepcopy(convolution)
+    with torch.no_grad():
+        other.network[2].bias[0] += 1e-3
+    raw = np.random.default_rng(0).integers(0, 300, (2, 3, SIZE, SIZE), dtype=np.uint16)
+    paths = [graph, *(tmp_path / f"{name}.onnx" for name in ("other", "half"))]
+    export_onnx(other, paths[1], window=SIZE, spec=ExportSpec(), info=described)
+    export_onnx(convolution, paths[2], window=SIZE, spec=ExportSpec(), info=described, half=True)
+    for name, source, windows in (
+        ("8", graph, raw),
+        ("8 o", paths[1], raw),
+        ("8 w", graph, raw * 9),
+    ):
+        paths.append(tmp_path / f"{name}.onnx")
+        to_int8(source, paths[-1], windows)
+    names = [onnx.load(path).graph.name for path in paths]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)
+    to_int8(graph, tmp_path / "again.onnx", raw)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "8.onnx").read_bytes()
 
 
 def test_exporting_leaves_the_model_as_it_was(graph, convolution):
@@ -222,7 +253,13 @@ def test_a_file_that_is_no_graph_of_terrafine_is_refused(graph, tmp_path):
     foreign = onnx.load(graph)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(
-        ModelError, match=r"foreign\.onnx: an ONNX graph, but not one that terrafine"
-    ):
-        OnnxPredictor(tmp_path / "foreign.onnx")
+    without_scale = onnx.load(graph)
+    kept = [entry for entry in without_scale.metadata_props if entry.key != "terrafine.scale"]
+    del without_scale.metadata_props[:]
+    without_scale.metadata_props.extend(kept)
+    onnx.save(without_scale, tmp_path / "old.onnx")
+    for name, reason in (("foreign", "KeyError.*terrafine"), ("old", "'terrafine.scale'")):
+        with pytest.raises(
+            ModelError, match=rf"{name}\.onnx: an ONNX graph, but not one .* exported \(.*{reason}"
+        ):
+            OnnxPredictor(tmp_path / f"{name}.onnx")

@@ -85,6 +85,13 @@ def test_a_smaller_variant_is_smaller_and_says_how_far_it_agrees(release: Releas
     assert graphs["fp16"].parity.mean_probability_error > 0
 
 
+def test_int8_is_judged_on_windows_that_it_was_not_calibrated_on(release: Release) -> None:
+    reports = {variant: entry.parity for variant, entry in release.info.graphs.items()}
+    assert [reports[v].windows for v in ("fp32", "fp16", "int8")] == [3, 3, 1]
+    (judged,) = images(3, seed=9)[1::2]
+    assert reports["int8"].pixels == (judged != release.info.fill).all(axis=0).sum()
+
+
 def test_the_convolutions_of_a_variant_are_in_its_numbers(release: Release) -> None:
     half = onnx.load(release.graph("fp16")).graph
     weights = {i.name: i.data_type for i in half.initializer}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ import boto3
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 
 from terrafine.errors import RasterError, SpecError, TerrafineError
 from terrafine.geometry import Window
-from terrafine.raster import Mosaic, catalogue_digest, open_mosaics, scene_names
+from terrafine.raster import (
+    Mosaic,
+    catalogue_digest,
+    catalogue_stamps,
+    open_mosaics,
+    scene_names,
+)
 from terrafine.spec import ImagerySpec
 from tests.buckets import s3_bucket
 from tests.catalogues import (
@@ -261,6 +269,30 @@ def test_each_file_says_itself_what_is_missing_unless_the_spec_does(tmp_path: Pa
     assert (source_HW[5:18, 20:] == 2).all()
 
 
+def test_what_the_spec_and_what_each_file_calls_missing_lets_the_next_scene_through(
+    tmp_path: Path,
+) -> None:
+    """The model gets the spec's number for both, and no pixel of 65535 is taken for imagery."""
+    last = slice(18, 20), slice(None)
+    other = Listed("o", 150, nodata=65535, missing=last)
+    scenes = [other, Listed("z", 200, nodata=0, missing=HOLE), LOWER]
+    source = write_items(written(tmp_path, scenes), scenes)
+    path = tmp_path / other.file
+    with rasterio.open(path, "r+") as file:
+        image_CHW = file.read()
+        image_CHW[:, :5] = 0
+        file.write(image_CHW)
+    found = mosaic(tmp_path, source, nodata=0)
+    image_CHW, source_HW = found.read(found.window)
+    assert found.fill == 0
+    assert (source_HW[5:18, :20] == 1).all(), "the upper scene where it has pixels"
+    assert (source_HW[18:, :20] == 2).all(), "65535 is missing, though the spec says 0"
+    assert (source_HW[:5, :10] == 0).all(), "0 is missing, though the file says 65535"
+    assert (source_HW[:5, 10:] == 3).all()
+    assert (image_CHW[:, source_HW == 0] == 0).all()
+    assert image_CHW.max() == 201
+
+
 def test_a_cloud_mask_of_coarser_pixels_lets_the_next_scene_through(tmp_path: Path) -> None:
     written(tmp_path, [UPPER, LOWER])
     mask = np.full((7, 7), 4, np.uint8)
@@ -400,8 +432,38 @@ def test_the_digest_follows_catalogue_and_files(tmp_path: Path) -> None:
     assert catalogue_digest(spec(source), tmp_path) not in (before, changed)
 
 
+def test_the_stamp_of_a_scene_changes_with_its_file_and_with_what_the_catalogue_says(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path)
+    source = write_items(tmp_path, SCENES)
+    before = catalogue_stamps(spec(source), tmp_path)
+    assert before.keys() == {scene.name for scene in SCENES}
+    assert catalogue_stamps(spec(source), tmp_path) == before
+    first, *others = SCENES
+    (tmp_path / first.file).write_bytes((tmp_path / first.file).read_bytes() + b"0")
+    after = catalogue_stamps(spec(source), tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {first.name}
+    anew = replace(first, said={"updated": "2024-05-01T00:00:00Z"})
+    source = write_items(tmp_path, [anew, *others])
+    said = catalogue_stamps(spec(source), tmp_path)
+    assert {name for name in before if said[name] != after[name]} == {first.name}
+
+
+def test_a_scene_behind_a_url_has_the_stamp_that_the_catalogue_says_or_none(tmp_path: Path) -> None:
+    far = [scene.item("https://example.org/") for scene in SCENES[:2]]
+    far[0]["properties"]["updated"] = "2024-05-01T00:00:00Z"
+    items = {"type": "FeatureCollection", "features": far}
+    (tmp_path / "far.json").write_text(json.dumps(items))
+    assert catalogue_stamps(spec("far.json"), tmp_path).keys() == {SCENES[0].name}
+
+
 def _said(**said: Any) -> list[Listed]:
     return [Listed("a", 100, said=said)]
+
+
+def _box(*numbers: Any) -> list[Listed]:
+    return _said(**{"proj:transform": None, "proj:bbox": list(numbers)})
 
 
 @pytest.mark.parametrize(
@@ -416,6 +478,13 @@ def _said(**said: Any) -> list[Listed]:
         (_said(datetime=None), {"order": "newest"}, "states no time, which .*order asks for"),
         (_said(datetime="yesterday"), {}, "'yesterday' is no time"),
         (_said(**{"proj:transform": [3, 1, 0, 0, -3, 0]}), {}, "rotated or not north-up"),
+        (_said(**{"proj:transform": [3, 0, 0]}), {}, r"scene a: proj:transform is \[3, 0, 0\]"),
+        (_said(**{"proj:transform": [3, 0, "x", 0, -3, 0]}), {}, r"transform is \[3, 0, 'x'"),
+        (_said(**{"proj:transform": 3}), {}, "proj:transform is 3, which says nothing"),
+        (_said(**{"proj:shape": [20, None]}), {}, r"scene a: proj:shape is \[20, None\]"),
+        (_said(**{"proj:shape": [20]}), {}, r"proj:shape is \[20\]"),
+        (_box(1, 2, 3), {}, r"scene a: proj:bbox is \[1, 2, 3\]"),
+        (_box(1, None, 3, 4), {}, r"proj:bbox is \[1, None, 3, 4\]"),
         ([UPPER, Listed("a", 1, day="2020-02-02")], {}, "two scenes are called a"),
     ],
 )  # fmt: skip
@@ -427,19 +496,62 @@ def test_a_catalogue_that_lacks_what_is_asked_is_refused(
         open_mosaics(spec(source, **options), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"geometry": {"type": "Polygon"}}, r"scene a: geometry is \{'type': 'Polygon'\}"),
+        ({"geometry": {"type": "Polygon", "coordinates": [[1, 2]]}}, "scene a: geometry is"),
+        ({"geometry": {"type": "Blob", "coordinates": []}}, "Unknown geometry type"),
+        ({"geometry": "POLYGON"}, "geometry is 'POLYGON'"),
+        ({"geometry": {"type": "Polygon", "coordinates": []}}, "scene a lies nowhere"),
+        ({"assets": ["image"]}, r"items\.json: scene a: assets is \['image'\]"),
+        ({"assets": {"image": {"href": 7}}}, "scene a: assets is"),
+        ({"properties": [1]}, r"scene a: properties is \[1\]"),
+    ],
+)
+def test_a_damaged_item_is_named_with_what_it_says(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (listed,) = _said(**{"proj:transform": None})
+    document = {"type": "FeatureCollection", "features": [{**listed.item(), **changes}]}
+    (tmp_path / "items.json").write_text(json.dumps(document))
+    with pytest.raises(RasterError, match=message):
+        open_mosaics(spec("items.json", resolution=3), tmp_path)
+
+
+def test_a_bounding_box_may_have_heights(tmp_path: Path) -> None:
+    left, top = UPPER.transform @ (0, 0)
+    right, bottom = UPPER.transform @ (SIDE, SIDE)
+    flat, high = (left, bottom, right, top), (left, bottom, 100.0, right, top, 900.0)
+    found = []
+    for box in (flat, high):
+        (listed,) = _box(*box)
+        found.append(mosaic(tmp_path, write_items(tmp_path, [listed]), resolution=3).window)
+    assert found[0] == found[1]
+    assert found[0].shape == (SIDE, SIDE)
+
+
 def test_damaged_catalogues_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text('{"type": "FeatureColl')
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     (tmp_path / "other.json").write_text('{"type": "Topology"}')
+    (tmp_path / "featureless.json").write_text('{"type": "FeatureCollection"}')
+    (tmp_path / "odd.json").write_text('{"type": "FeatureCollection", "features": [3]}')
+    (tmp_path / "linked.json").write_text('{"type": "Catalog", "links": [{"rel": "item"}]}')
     (tmp_path / "empty").mkdir()
     table = geopandas.GeoDataFrame({"id": ["a"]}, geometry=[UPPER.footprint], crs=4326)
     table.to_parquet(tmp_path / "fileless.parquet")
+    table.assign(files=[5]).to_parquet(tmp_path / "numbered.parquet")
     for source, message in {
         "cut.json": r"cut\.json: is no JSON",
         "cut.parquet": r"cut\.parquet: cannot be read",
         "other.json": r"no STAC item, item collection.*'Topology'",
+        "featureless.json": r"featureless\.json: features is None",
+        "odd.json": r"odd\.json: features is \[3\]",
+        "linked.json": r"linked\.json: links is \[{'rel': 'item'}\].*'href'",
         "empty": "no scene is left of the 0",
         "fileless.parquet": "row 1 names no file",
+        "numbered.parquet": "row 1: files is 5",
         "gone.json": "there is no such catalogue",
         "ftp://far.away/scenes": "cannot open",
         "http://127.0.0.1:1/items.json": "does not answer",

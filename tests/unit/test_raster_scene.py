@@ -100,6 +100,8 @@ def test_bands_are_chosen_by_their_index(tmp_path: Path) -> None:
         ("uint16", 0, None, 0),
         ("uint16", 65535, None, 65535),
         ("uint16", 0, 7, 7),
+        ("uint16", 65535, 0, 0),
+        ("float32", -99999, float("nan"), 65535),
         ("float32", -99999, None, 65535),
         ("float32", float("nan"), None, 65535),
         ("float32", None, float("nan"), 65535),
@@ -111,16 +113,17 @@ def test_missing_pixels_become_the_fill_value(
     tmp_path: Path, dtype: str, in_file: float | None, in_spec: float | None, fill: int
 ) -> None:
     image_CHW = (numbers(height=10, width=10) % 200 + 10).astype(dtype)
-    marked = in_spec if in_spec is not None else in_file
-    if marked is not None:
-        image_CHW[:, 2, 3] = marked
+    if in_spec is not None:
+        image_CHW[:, 2, 3] = in_spec
+    if in_file is not None:
+        image_CHW[:, 4, 5] = in_file
     write_raster(tmp_path / "a.tif", image_CHW, nodata=in_file)
     scene = opened(tmp_path, "a.tif", nodata=in_spec)
     assert scene.fill == fill
     read_CHW = scene.read(scene.window)
     expected = np.nan_to_num(image_CHW, nan=fill).astype(np.float64)
-    if marked is not None:
-        expected[:, 2, 3] = fill
+    if in_file is not None:
+        expected[:, 4, 5] = fill
     assert (read_CHW == expected).all()
 
 
