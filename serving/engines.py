@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -44,15 +45,16 @@ def mapper_for(spec: MappingSpec, watch: MapWatch) -> ShardRunner:
 
 
 def gpu_share(spec: MappingSpec) -> float:
-    """Of a GPU, what one worker with a network of its own occupies; a whole one where Ray may
-    spread the workers over machines."""
+    """Of a GPU, what one worker with a network of its own occupies: as many share each of this
+    machine's as it takes, and a whole one where Ray may spread the workers over machines."""
     if spec.predictor != "torch":
         return 0.0
     import torch
 
     if os.environ.get(RAY_ADDRESS):
         return 1.0
-    return min(1.0, torch.cuda.device_count() / spec.workers)
+    gpus = torch.cuda.device_count()
+    return 1 / math.ceil(spec.workers / gpus) if gpus else 0.0
 
 
 def runner_for(workers: int) -> BuildRunner:

@@ -114,5 +114,5 @@ def map_two_scenes(place: Place, **changes: Any) -> MapOutcome:
         "spec_digest": "s",
         **changes,
     }
-    predictor = partial(QuickPredictor, spec.window)
+    predictor = settings.pop("open_predictor", partial(QuickPredictor, spec.window))
     return map_all(place, {imagery.zone: imagery}, predictor, **settings)

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import SEVEN, UInt8Array
 from terrafine.mapping import MapStore, Plan, ShardResult
-from terrafine.mapping.reader import MAIN
+from terrafine.mapping.place import MAIN
+from terrafine.raster import Region
 
 SHARD = 64
 ZONES = {
@@ -52,6 +55,13 @@ def release_maps(path: Path, name: str, maps: Maps, *, shard: int = SHARD) -> Ma
     store, run = write_run(path, name, maps, shard=shard)
     store.release(name, run)
     return store
+
+
+def region_of(grid: PixelGrid, *windows: Window) -> Region:
+    """The windows' ground, in degrees."""
+    boxes = [shapely.box(*grid.bounds(window)) for window in windows]
+    outline = geopandas.GeoSeries(boxes, crs=grid.crs).segmentize(30).to_crs(4326).union_all()
+    return Region(outline, "region.gpkg")
 
 
 def mapped(window: Window, codes_HW: UInt8Array, shard: int) -> tuple[Window, ...]:

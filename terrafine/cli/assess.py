@@ -79,8 +79,8 @@ def command(
     vector = is_vector(reference)
     opened = (read_points if vector else open_class_raster)(source, known, reference.parent)
     parts = [
-        sample(read, grid, [window], opened, unit=unit)
-        for read, grid, window in _zones(map_path, known, map_crosswalk, ref)
+        sample(read, grid, windows, opened, unit=unit)
+        for read, grid, windows in _zones(map_path, known, map_crosswalk, ref)
     ]
     report = assess(
         Samples.concatenate(parts),
@@ -124,8 +124,8 @@ def _own_codes(legend: Legend) -> str | dict[int, int | str]:
 
 def _zones(
     map_path: Path, legend: Legend, crosswalk: str | None, ref: str
-) -> Iterator[tuple[ReadMap, PixelGrid, Window]]:
-    """Every zone of a map: how to read it, and where it lies."""
+) -> Iterator[tuple[ReadMap, PixelGrid, list[Window]]]:
+    """Every zone of a map: how to read it, and where it has been mapped."""
     if is_map_store(map_path):
         store = open_map(map_path)
         if ref == "main" and not store.releases():
@@ -134,13 +134,14 @@ def _zones(
                 f"{', '.join(store.runs()) or 'there is none either'}"
             )
         for zone in store.zones():
-            yield partial(store.read, zone, ref=ref), store.grid(zone), store.window(zone)
+            shards = sorted(store.written(zone, ref))
+            yield partial(store.read, zone, ref=ref), store.grid(zone), shards
         return
     source = LabelSource(
         file=map_path.name, crosswalk=crosswalk or {**_codes(legend), 0: 0, 255: 0}
     )
     raster = open_class_raster(source, legend, map_path.parent)
-    yield partial(raster.read, raster.grid), raster.grid, raster.window
+    yield partial(raster.read, raster.grid), raster.grid, [raster.window]
 
 
 def _codes(legend: Legend) -> dict[int, int | str]:

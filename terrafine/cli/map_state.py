@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +16,11 @@ from rich.table import Table
 from serving.engines import on_engines
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.errors import StageError
-from terrafine.mapping import MapStore, Place, RunState, run_states
+from terrafine.mapping import MapStore, Place, RunState, Verified, run_states
 from terrafine.progress import progress
 from terrafine.stages import ENGINE, Job
-from terrafine.stages.map import map_place, verify_map
+from terrafine.stages.map import map_place
+from terrafine.stages.verify import verify_map, verify_release
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +58,12 @@ def status(
     for state in found:
         for scene, why in state.unreadable.items():
             console.print(f"{state.run}: scene {scene} was passed over: {why}", soft_wrap=True)
+        if state.stale:
+            console.print(
+                f"{state.run}: {state.stale:,} shards are older than its scenes: map.region left "
+                "them out; update from it with a region that has them",
+                soft_wrap=True,
+            )
 
 
 def _row(state: RunState) -> list[str]:
@@ -76,7 +85,20 @@ def verify(
     data: DataOption = None,
     workdir: WorkdirOption = None,
     shards: Annotated[int, typer.Option(min=1, help="looked at again, chosen at random")] = 4,
-    seed: Annotated[int, typer.Option(help="of the choice")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="of the choice; default: another one every time")
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(help="map release, an update's too: what its run mapped; default: SPEC's map"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="folder `release` of the model that mapped RELEASE; default: looked for"),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="of that model, for map.predictor: torch")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute a random sample of a finished map's shards again and compare bytes.
@@ -84,16 +106,16 @@ def verify(
     Exit code 4 where one differs. Example: `terrafine map verify SPEC --shards 20`
     """
     job = on_engines(Job.open(spec, data=data, workdir=workdir))
-    names = ("map", *ENGINE.stages["map"].stands_on(job.spec))
-    found = {name: ENGINE.find(job, name) for name in names}
-    needed = {name: manifest for name, manifest in found.items() if manifest is not None}
-    if len(needed) < len(found):
-        raise StageError(
-            f"{job.workdir}: the map of this spec is not finished; run `terrafine map SPEC` first"
-        )
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    typer.echo(f"the same sample again: --seed {seed}", err=True)
+    found = (
+        _own_map(job, shards, seed)
+        if release is None
+        else verify_release(job, release, model=model, bundle=bundle, shards=shards, seed=seed)
+    )
     verified = []
     with progress("verify", total=shards, unit="shard") as task:
-        for shard in verify_map(job, needed["map"], needed, shards=shards, seed=seed):
+        for shard in found:
             verified.append(shard)
             task.advance()
     wrong = [shard for shard in verified if shard.differs or shard.damaged]
@@ -109,6 +131,18 @@ def verify(
         typer.echo(f"{len(verified) - len(wrong)} of {len(verified)} shards are the same bytes")
     if wrong:
         raise typer.Exit(4)
+
+
+def _own_map(job: Job, shards: int, seed: int) -> Iterator[Verified]:
+    names = ("map", *ENGINE.stages["map"].stands_on(job.spec))
+    found = {name: ENGINE.find(job, name) for name in names}
+    needed = {name: manifest for name, manifest in found.items() if manifest is not None}
+    if len(needed) < len(found):
+        raise StageError(
+            f"{job.workdir}: the map of this spec is not finished; run `terrafine map SPEC` first, "
+            "or name a release of it (--release)"
+        )
+    return verify_map(job, needed["map"], needed, shards=shards, seed=seed)
 
 
 def gc(

@@ -18,7 +18,15 @@ from rich.table import Table
 from serving.engines import on_engines
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.errors import MapStoreError
-from terrafine.mapping import Change, Difference, MapReader, MapStore, difference, open_map
+from terrafine.mapping import (
+    Change,
+    Difference,
+    MapOutcome,
+    MapReader,
+    MapStore,
+    difference,
+    open_map,
+)
 from terrafine.publish import write_overviews
 from terrafine.publish.export_cogs import export_cogs
 from terrafine.publish.export_zarr import export_zarr
@@ -178,21 +186,26 @@ def update(
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Map the shards that new scenes change, into a run that shares the rest with a release.
+    """Map what new scenes change and what a release lacks, into a run that shares its other shards.
 
-    SPEC is the spec of the release with the new scenes added; the model stays. Killed, it goes on
-    where it was.
+    SPEC is the spec of the release with the new scenes added, or another map.region; the model
+    stays. Killed, it goes on where it was.
 
     Example: `terrafine map update SPEC --base china-2025 --name china-2025.1`
     """
     job = on_engines(Job.open(spec, data=data, workdir=workdir))
     done = update_map(job, base, model=model, bundle=bundle)
+    show_update(done, as_json=as_json)
+    if name is not None:
+        _release(MapStore(map_place(job)), name, done.run, show=not as_json)
+
+
+def show_update(done: MapOutcome, *, as_json: bool) -> None:
+    """Print what an update did."""
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=1))
     else:
         typer.echo(f"{done.run}: {done.shards} shards mapped again, {done.resumed} of them before")
-    if name is not None:
-        _release(MapStore(map_place(job)), name, done.run, show=not as_json)
 
 
 def _release(store: MapStore, name: str, run: str | None, *, show: bool = True) -> None:

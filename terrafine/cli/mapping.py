@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from serving.engines import on_engines
 from terrafine.cli import map_state, map_store
 from terrafine.cli.options import DataOption, JsonOption, SpecArgument, WorkdirOption
 from terrafine.cli.stages import run_stage
@@ -24,6 +25,7 @@ from terrafine.raster import Mosaic, Region, open_mosaics
 from terrafine.spec import MapSpec
 from terrafine.stages import ENGINE, Job
 from terrafine.stages.map import map_place, map_region, require_begun
+from terrafine.stages.update import update_map
 
 # What is assumed of a machine that nobody has measured, in floating point operations per second:
 # a third of an H100's limit for this network (docs/catalogue.md), and a core with onnxruntime.
@@ -80,13 +82,27 @@ def resume(
     spec: SpecArgument,
     data: DataOption = None,
     workdir: WorkdirOption = None,
+    base: Annotated[
+        str | None, typer.Option(help="go on with the update of this map release to SPEC")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="of that update: as `terrafine map update` takes it")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="of that update, too")] = None,
     as_json: JsonOption = False,
     json_progress: ProgressOption = False,
 ) -> None:
     """Go on with a map that was begun; an error where there is none, or where it is finished.
 
-    For scripts that must not begin one: `terrafine map run` resumes too.
+    For scripts that must not begin one: `terrafine map run` and `terrafine map update` resume too.
     """
+    if base is not None:
+        if json_progress:
+            os.environ[EVENTS_VARIABLE] = "/dev/stderr"
+        job = on_engines(Job.open(spec, data=data, workdir=workdir))
+        updated = update_map(job, base, model=model, bundle=bundle, begun=True)
+        map_store.show_update(updated, as_json=as_json)
+        return
     job = Job.open(spec, data=data, workdir=workdir)
     if ENGINE.find(job, "map") is not None:
         raise StageError(f"{map_place(job)}: the map of this spec is finished; nothing to resume")
@@ -131,7 +147,7 @@ def plan(
     job = Job.open(spec, data=data, workdir=None)
     region = map_region(job)
     mosaics = open_mosaics(job.spec.imagery, job.data)
-    plans = plan_all(mosaics, job.spec.map, region)
+    plans = [plan for plan in plan_all(mosaics, job.spec.map, region) if plan.zone in mosaics]
     flops = _flops_per_pixel(job.spec)
     resources = Resources(
         workers=workers or os.cpu_count() or 1,

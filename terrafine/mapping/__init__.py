@@ -5,6 +5,7 @@ from terrafine.mapping.diff import Change, Difference, difference
 from terrafine.mapping.enhance import clahe_mask
 from terrafine.mapping.estimate import Estimate, Resources, estimate
 from terrafine.mapping.image import cut_for, map_image
+from terrafine.mapping.place import Place, is_map_store
 from terrafine.mapping.plan import Imagery, Plan, plan_all
 from terrafine.mapping.predictor import (
     OnnxPredictor,
@@ -20,17 +21,16 @@ from terrafine.mapping.reader import (
     Commit,
     Explanation,
     MapReader,
-    Place,
+    Origin,
     Release,
     RunRecord,
-    is_map_store,
     open_map,
 )
 from terrafine.mapping.run import MapOutcome, ShardRunner, in_sequence, map_all
 from terrafine.mapping.shard import ShardJob, ShardResult, compute_shard
 from terrafine.mapping.state import RunState, Verified, run_states, verify_sample
 from terrafine.mapping.store import MapStore
-from terrafine.mapping.update import Base, release_record
+from terrafine.mapping.update import Base, release_record, renumbered
 from terrafine.mapping.watch import Figures, MapObserver, MapWatch
 from terrafine.mapping.waves import MapAccount, MapRun
 from terrafine.mapping.write import ShardAccount, ShardKey, ShardReceipt, ShardWriter, Target
@@ -53,6 +53,7 @@ __all__ = [
     "MapWatch",
     "OnnxPredictor",
     "OpenVinoPredictor",
+    "Origin",
     "Place",
     "Plan",
     "Prediction",
@@ -86,6 +87,7 @@ __all__ = [
     "open_map",
     "plan_all",
     "release_record",
+    "renumbered",
     "run_states",
     "verify_sample",
     "windows_at_once",

@@ -67,18 +67,33 @@ class Layout:
         """The store that holds these plans' maps."""
         return cls(legend, {plan.zone: ZoneLayout.of(plan) for plan in plans})
 
-    def difference(self, other: Layout) -> str | None:
-        """Why a run planned as ``other`` cannot be written here, or None."""
-        if self.legend.digest != other.legend.digest:
-            return f"legend {self.legend.name!r}, not {other.legend.name!r} as it is now"
-        if set(self.zones) != set(other.zones):
-            return f"zones {', '.join(self.zones)}, not {', '.join(other.zones)}"
-        for name, here in self.zones.items():
-            there = other.zones[name]
-            for what in ("grid", "shard", "extent"):
-                if getattr(here, what) != getattr(there, what):
-                    return f"zone {name}: {what} {getattr(here, what)}, not {getattr(there, what)}"
-        return None
+    def difference(self, plans: Iterable[Plan], legend: Legend) -> str | None:
+        """Why the shards of these plans cannot be written here, or None.
+
+        Zones without shards to write, and where scenes lie beyond them, count for nothing: another
+        year has other scenes of the same ground.
+        """
+        if self.legend.digest != legend.digest:
+            return f"legend {self.legend.name!r}, not {legend.name!r} as it is now"
+        found = (self._misfit(plan) for plan in plans if plan.touched)
+        return next((misfit for misfit in found if misfit), None)
+
+    def _misfit(self, plan: Plan) -> str | None:
+        here = self.zones.get(plan.zone)
+        if here is None:
+            return f"zones {', '.join(self.zones)}, not {plan.zone}"
+        for what in ("grid", "shard"):
+            if getattr(here, what) != getattr(plan, what):
+                return f"zone {plan.zone}: {what} {getattr(here, what)}, not {getattr(plan, what)}"
+        beyond = [shard for shard in plan.touched if shard.intersection(here.extent) != shard]
+        if not beyond:
+            return None
+        extent, first = here.extent, beyond[0]
+        return (
+            f"zone {plan.zone}: rows {extent.row}..{extent.stop_row} and columns {extent.col}.."
+            f"{extent.stop_col}, not {len(beyond)} shards beyond them, the first at row "
+            f"{first.row}, column {first.col} (map.region leaves out what is not wanted)"
+        )
 
 
 def write_layout(store: Any, layout: Layout) -> None:

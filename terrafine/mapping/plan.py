@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import shapely
 
 from terrafine.errors import MapStoreError
-from terrafine.geometry import PixelGrid, Window
+from terrafine.geometry import PixelGrid, Window, zone_name
 from terrafine.mapping.predictor import UInt16Array
 from terrafine.raster import Region
 from terrafine.spec import MappingSpec
+
+# CRS -> where it is used, in degrees: UTM on WGS 84
+_UTM: Mapping[str, Any] = {
+    f"EPSG:{first + number}": shapely.box(6 * number - 186, south, 6 * number - 180, north)
+    for first, south, north in ((32600, 0, 84), (32700, -80, 0))
+    for number in range(1, 61)
+}
 
 
 class Imagery(Protocol):
@@ -48,8 +57,9 @@ class Imagery(Protocol):
 class Plan:
     """One zone's work.
 
-    ``extent``: the imagery's window grown to whole shards, the shape of the zone's arrays;
-    ``touched``: the shards that touch a scene and the region, row by row.
+    ``extent``: around the imagery and the region, in whole shards, the shape of the zone's arrays
+    in a store that is made for it; ``touched``: the shards that touch a scene and the region, row
+    by row.
     """
 
     zone: str
@@ -62,15 +72,18 @@ class Plan:
     def of(cls, imagery: Imagery, spec: MappingSpec, region: Region | None = None) -> Plan:
         """The plan to map ``imagery``, all of it or what lies in ``region``.
 
-        The extent does not depend on the region, so that one store takes one province after the
-        other. A shard that touches the region is mapped whole.
+        The extent holds all scenes, so that one store takes one province after the other, and all
+        of the region, so that it takes next year's scenes, too. A shard that touches the region is
+        mapped whole.
         """
-        grid, extent = imagery.grid, imagery.window.snapped(spec.shard)
-        touched = [shard for shard in extent.tiles(spec.shard) if imagery.touches(shard)]
+        grid, around = imagery.grid, imagery.window
+        touched = [shard for shard in around.tiles(spec.shard) if imagery.touches(shard)]
         if region is not None:
             inside = region.touches(grid.crs, [grid.bounds(shard) for shard in touched])
             touched = [shard for shard, kept in zip(touched, inside, strict=True) if kept]
-        return cls(imagery.zone, grid, extent, spec.shard, tuple(touched))
+            wanted = region.window(grid)
+            around = around if wanted is None else around.union(wanted)
+        return cls(imagery.zone, grid, around.snapped(spec.shard), spec.shard, tuple(touched))
 
     def shards(self) -> list[Window]:
         """The shards to be mapped, row by row."""
@@ -80,7 +93,10 @@ class Plan:
 def plan_all(
     imagery: Mapping[str, Imagery], spec: MappingSpec, region: Region | None = None
 ) -> list[Plan]:
-    """The plan of every zone; MapStoreError when the region lies outside all of them."""
+    """The plan of every zone, and empty ones of UTM zones that the region reaches and no scene yet.
+
+    MapStoreError when the region touches no scene.
+    """
     plans = [Plan.of(mosaic, spec, region) for mosaic in imagery.values()]
     if region is not None and not any(plan.touched for plan in plans):
         west, south, east, north = region.bounds
@@ -89,7 +105,24 @@ def plan_all(
             f"{south:.3f} to {north:.3f}) touches no scene; correct map.region, or give scenes "
             "of that place"
         )
-    return plans
+    return plans if region is None else plans + _awaited(imagery, spec, region)
+
+
+def _awaited(imagery: Mapping[str, Imagery], spec: MappingSpec, region: Region) -> list[Plan]:
+    """Of zones where another year may have scenes: UTM, like all that there are, on their grid."""
+    known = {mosaic.grid.crs: mosaic.grid for mosaic in imagery.values()}
+    grids = {replace(grid, crs="") for grid in known.values()}
+    if len(grids) > 1 or not known.keys() <= _UTM.keys():
+        return []
+    (grid,) = grids
+    found = []
+    for crs, ground in _UTM.items():
+        if crs not in known and ground.intersects(region.outline):
+            there = replace(grid, crs=crs)
+            extent = region.window(there)
+            assert extent is not None, "it touches the ground of this CRS"
+            found.append(Plan(zone_name(crs), there, extent.snapped(spec.shard), spec.shard, ()))
+    return found
 
 
 def require_shard(window: Window, *, extent: Window, shard: int, where: str) -> None:

@@ -7,15 +7,16 @@ behind a network can stand behind it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from terrafine.errors import ModelError
+from terrafine.errors import ModelError, TerrafineError
 from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, open_graph
 from terrafine.legend import Legend, UInt8Array
 
@@ -32,6 +33,7 @@ __all__ = [
     "Served",
     "TorchPredictor",
     "UInt16Array",
+    "engine_errors",
     "local_predictor",
     "open_torch",
     "windows_at_once",
@@ -59,6 +61,25 @@ class Served(Protocol):
 
     def queue_seconds(self) -> float | None:
         """What requests waited in the servers' queue since the last call, on average."""
+
+    def give_up(self) -> None:
+        """End what is under way at once: nobody waits for an answer any more."""
+
+
+@contextmanager
+def engine_errors(where: str) -> Iterator[None]:
+    """What an engine raises (onnxruntime, torch and OpenVINO have no type in common) becomes a
+    ModelError that says ``where``."""
+    try:
+        yield
+    except TerrafineError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ModelError(
+            f"{where}: the model failed ({type(error).__name__}: {reason}); if memory ran out use "
+            "fewer workers or threads (map.workers, map.threads), and run the same command again"
+        ) from error
 
 
 class OnnxPredictor:
@@ -104,10 +125,15 @@ class OnnxPredictor:
 
 
 class TorchPredictor:
-    """The network itself, for machines without an exported graph and to compare against."""
+    """The network itself, for machines without an exported graph and to compare against.
 
-    def __init__(self, model: ServedModel, *, window: int) -> None:
-        self._model = model.eval()
+    It takes no memory of ``device`` before it is first asked: whoever drives a map opens a model
+    that only workers ask.
+    """
+
+    def __init__(self, model: ServedModel, *, window: int, device: str | None = None) -> None:
+        """``device``: torch's name of it; default: where the model is."""
+        self._at_first, self._device = model.eval(), device
         self._window = window
 
     @property
@@ -118,6 +144,10 @@ class TorchPredictor:
     def predict(self, windows_NCHW: UInt16Array) -> Prediction:
         """Classify windows of shape (N, bands, window, window)."""
         return Prediction(*self._model.predict(windows_NCHW))
+
+    @cached_property
+    def _model(self) -> ServedModel:
+        return self._at_first if self._device is None else self._at_first.to(self._device)
 
 
 class OpenVinoPredictor:
@@ -212,7 +242,8 @@ def open_torch(bundle: Path, *, window: int) -> TorchPredictor:
 
     model, info = load_bundle(bundle)
     served = ServedModel(model, info.legend)
-    return TorchPredictor(served.to("cuda" if torch.cuda.is_available() else "cpu"), window=window)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TorchPredictor(served, window=window, device=device)
 
 
 def local_predictor(spec: MapSpec, release: Release, bundle: Path) -> Callable[[], Predictor]:

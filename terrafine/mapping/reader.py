@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import icechunk
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.sync import sync
-from zarr.errors import GroupNotFoundError
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
@@ -30,17 +24,14 @@ from terrafine.mapping.layout import (
     read_json,
     read_layout,
 )
-
-MAIN = "main"
-
-Place = Path | str
-"""Where a map store is: a folder, or the URL of one in a bucket (``s3://bucket/folder``)."""
+from terrafine.mapping.place import MAIN, Place, open_repository, storage_errors
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """Where a map comes from. ``run``: branch of the store; ``model``, ``spec``: digests;
-    ``base``: the release that has the shards that this run did not map."""
+    ``base``: the release that has the shards that this run did not map; ``settings``: key of the
+    spec -> value, of all outside the section ``map`` that pixels depend on."""
 
     run: str
     model: str
@@ -48,6 +39,22 @@ class RunRecord:
     scenes: tuple[str, ...]
     mapping: dict[str, Any]
     base: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's pixels depend on beside its model, its scenes' names and the section ``map``.
+
+    ``settings``: as in :class:`RunRecord`; ``stamps``: scene -> what changes when its files do,
+    where that is known.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    stamps: Mapping[str, str] = field(default_factory=dict)
+
+
+UNKNOWN = Origin()
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class MapReader:
     def __init__(self, path: Place) -> None:
         self.path = path
         with storage_errors(path, "opened"):
-            self._repository = _open(path)
+            self._repository = open_repository(path)
             tip = self._repository.lookup_branch(MAIN)
             # zarr takes a snapshot that cannot be read for an empty one
             self._repository.lookup_snapshot(tip)
@@ -195,6 +202,17 @@ class MapReader:
         with storage_errors(self.path, "read"):
             stored = read_json(self._root(self.snapshot(ref)), "planned")
         return {self._key(shard) for shard in stored or ()}
+
+    def stale(self, ref: str = MAIN) -> set[tuple[str, Window]]:
+        """The shards that the scenes of the run behind a state change, and that it did not map."""
+        with storage_errors(self.path, "read"):
+            stored = read_json(self._root(self.snapshot(ref)), "stale")
+        return {self._key(shard) for shard in stored or ()}
+
+    def stamps(self, ref: str = MAIN) -> dict[str, str]:
+        """Scene -> what changes when its files do, as far as the run behind a state knew it."""
+        with storage_errors(self.path, "read"):
+            return read_json(self._root(self.snapshot(ref)), "stamps") or {}
 
     def provenance(self, ref: str = MAIN) -> RunRecord | None:
         """The run behind a state of the store; None before the first release."""
@@ -305,33 +323,6 @@ def open_map(path: Place) -> MapReader:
     return MapReader(path)
 
 
-def is_map_store(path: Place) -> bool:
-    """Whether ``path`` is a folder that holds an Icechunk repository."""
-    if isinstance(path, str):
-        with storage_errors(path, "reached"):
-            return icechunk.Repository.exists(storage(path))
-    return (path / "refs" / f"branch.{MAIN}" / "ref.json").is_file()
-
-
-@contextmanager
-def storage_errors(path: Place, what: str) -> Iterator[None]:
-    """Turn the storage engine's errors into a MapStoreError that names the store."""
-    try:
-        yield
-    except icechunk.ConflictError as error:
-        raise MapStoreError(
-            f"{path}: another process has committed to this run meanwhile; let one finish, then "
-            "run again: finished shards are kept"
-        ) from error
-    except (icechunk.IcechunkError, GroupNotFoundError) as error:
-        # zarr takes what cannot be read for what is not there
-        reason = _reason(error) if isinstance(error, icechunk.IcechunkError) else "no answer"
-        raise MapStoreError(
-            f"{path}: the map store cannot be {what}: {reason}; what was committed before is "
-            "unharmed; see to disk space, permissions and the bucket's server, then run again"
-        ) from error
-
-
 def _record(root: zarr.Group) -> RunRecord:
     stored: Any = root.attrs["run"]
     scenes = read_json(root, "scenes")
@@ -347,68 +338,9 @@ def _record(root: zarr.Group) -> RunRecord:
         scenes=tuple(scenes),
         mapping=stored["mapping"],
         base=stored.get("base"),
+        settings=stored.get("settings", {}),
     )
 
 
 async def _listed(places: AsyncIterator[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [place async for place in places]
-
-
-def _reason(error: icechunk.IcechunkError) -> str:
-    """What Icechunk says before the dozen lines of context in its report."""
-    head = str(error).split("context:")[0]
-    return " ".join(head.replace("|", " ").split()).removeprefix("x ") or "unknown reason"
-
-
-def _open(path: Place) -> icechunk.Repository:
-    if not is_map_store(path):
-        raise MapStoreError(
-            f"{path}: no map store here; make one with `terrafine map`, or give the folder that "
-            "holds one"
-        )
-    return icechunk.Repository.open(storage(path), config=settings())
-
-
-def settings() -> icechunk.RepositoryConfig:
-    """How Icechunk keeps a map store.
-
-    One manifest for every eight rows of shards, so that a commit writes anew what lies around its
-    shards and not the zone; and caches that hold the last few hundred commits, because a run of a
-    country makes thousands, each read once.
-    """
-    rows: Any = {icechunk.ManifestSplitDimCondition.Axis(0): 8}
-    split = {icechunk.ManifestSplitCondition.AnyArray(): rows}
-    splitting = icechunk.ManifestSplittingConfig.from_dict(split)
-    return icechunk.RepositoryConfig(
-        manifest=icechunk.ManifestConfig(splitting=splitting),
-        caching=icechunk.CachingConfig(num_snapshot_nodes=20_000, num_chunk_refs=100_000),
-    )
-
-
-@lru_cache(maxsize=1)
-def _quieten() -> None:
-    """Silence Icechunk's warning about concurrent commits on local disks: the writer locks."""
-    if "ICECHUNK_LOG" not in os.environ:
-        icechunk.set_logs_filter("error")
-
-
-def storage(path: Place) -> icechunk.Storage:
-    """Icechunk's storage for a folder or a URL; credentials come from the environment."""
-    _quieten()
-    if isinstance(path, Path):
-        return icechunk.local_filesystem_storage(str(path))
-    url = urlsplit(path)
-    if url.scheme != "s3" or not url.netloc:
-        raise MapStoreError(
-            f"{path}: no place for a map store; give a folder, or s3://bucket/folder"
-        )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return icechunk.s3_storage(
-        bucket=url.netloc,
-        prefix=url.path.strip("/"),
-        from_env=True,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        endpoint_url=endpoint,
-        allow_http=bool(endpoint and endpoint.startswith("http://")),
-        force_path_style=endpoint is not None,
-    )

@@ -16,7 +16,7 @@ from terrafine.legend import Legend, UInt8Array
 from terrafine.mapping.decide import decide
 from terrafine.mapping.enhance import clahe_mask
 from terrafine.mapping.plan import Imagery
-from terrafine.mapping.predictor import Prediction, Predictor, UInt16Array
+from terrafine.mapping.predictor import Prediction, Predictor, UInt16Array, engine_errors
 from terrafine.spec import MappingSpec
 
 Looked = tuple[Window, UInt16Array, Prediction | None]
@@ -151,7 +151,8 @@ def _look(
     with watch.measuring("read"):
         image_CHW, source_HW = imagery.read(seen)
         shows = source_HW[wanted.slices(seen)].any()
-    with watch.measuring("infer"):
+    where = f"zone {imagery.zone}, window at row {core.row}, column {core.col}"
+    with watch.measuring("infer"), engine_errors(where):
         return core, source_HW, predictor.predict(image_CHW[None]) if shows else None
 
 

@@ -16,7 +16,8 @@ from terrafine.mapping.write import ShardKey, checksum
 @dataclass(frozen=True)
 class RunState:
     """A run, finished or not. ``mapped``, ``explained``: pixels with a class and without data, of
-    the shards that are done; ``unreadable``: scene -> why; ``releases``: names of this map."""
+    the shards that are done; ``unreadable``: scene -> why; ``stale``: shards that an update's
+    region left as they were; ``releases``: names of this map."""
 
     run: str
     model: str
@@ -27,6 +28,7 @@ class RunState:
     explained: int
     last_commit: datetime
     unreadable: dict[str, str]
+    stale: int
     releases: tuple[str, ...]
 
 
@@ -65,6 +67,7 @@ def run_states(store: MapStore) -> list[RunState]:
                 explained=sum(account.explained for account in accounts.values()),
                 last_commit=store.written_at(run),
                 unreadable=store.unreadable(run),
+                stale=len(store.stale(run)),
                 releases=tuple(r.name for r in releases if r.record.run == run),
             )
         )
@@ -77,7 +80,7 @@ def verify_sample(
     compute: Callable[[ShardKey], ShardResult],
     *,
     shards: int,
-    seed: int = 0,
+    seed: int,
 ) -> Iterator[Verified]:
     """Compute a random sample of a run's shards again and compare bytes."""
     accounts = store.accounts(run)

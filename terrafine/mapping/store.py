@@ -28,17 +28,16 @@ from terrafine.errors import MapStoreError
 from terrafine.geometry import Window
 from terrafine.legend import Legend
 from terrafine.mapping.layout import Layout, open_overview, read_json, write_json, write_layout
-from terrafine.mapping.plan import Plan
-from terrafine.mapping.reader import (
+from terrafine.mapping.place import (
     MAIN,
-    MapReader,
     Place,
-    RunRecord,
     is_map_store,
     settings,
     storage,
     storage_errors,
 )
+from terrafine.mapping.plan import Plan
+from terrafine.mapping.reader import UNKNOWN, MapReader, Origin, RunRecord
 from terrafine.mapping.waves import MapRun, digests, listed
 from terrafine.mapping.write import ShardAccount, ShardKey
 
@@ -77,13 +76,14 @@ class MapStore(MapReader):
     def open_for(cls, path: Place, plans: Iterable[Plan], legend: Legend) -> MapStore:
         """The store at ``path``, made if it is not there.
 
-        MapStoreError when it has another legend, zone, grid, extent or shard size.
+        MapStoreError when it has another legend, or another zone, grid or shard size where there
+        are shards to be mapped, or when these lie beyond it.
         """
         plans = tuple(plans)
         if not is_map_store(path) or _is_bare(path):
             return cls.create(path, plans, legend)
         store = cls(path)
-        different = store.layout.difference(Layout.of(plans, legend))
+        different = store.layout.difference(plans, legend)
         if different:
             raise MapStoreError(
                 f"{path}: this map store was made for {different}; map into a new folder, or "
@@ -106,22 +106,30 @@ class MapStore(MapReader):
         scenes: Iterable[str],
         mapping: Mapping[str, Any],
         base: str | None = None,
+        origin: Origin = UNKNOWN,
+        stale: Iterable[ShardKey] = (),
     ) -> Iterator[MapRun]:
         """Start or resume a run, alone: MapStoreError while another process writes to the store.
 
         Parameters: ``model`` and ``spec`` digests of all that the pixels depend on besides the
         grid (weights; imagery, mapping sections, data files); ``scenes`` names in the order that
-        the array ``source`` counts them; ``mapping`` the window, halo and enhancement, to be kept.
-        With the release ``base`` the run starts from its map and shares the shards not planned.
+        the array ``source`` counts them; ``mapping`` and ``origin``, to be kept for who brings the
+        map up to date. With the release ``base`` the run starts from its map and shares the shards
+        not planned, ``stale`` ones among them, which its scenes would change.
         """
         name = self.run_name(model=model, spec=spec, base=base)
-        record = RunRecord(name, model, spec, tuple(scenes), dict(mapping), base)
+        record = RunRecord(
+            name, model, spec, tuple(scenes), dict(mapping), base, dict(origin.settings)
+        )
         planned = frozenset((p.zone, s) for p in plans for s in p.shards())
         with _alone(self.path), storage_errors(self.path, "written"):
-            self._start(record, planned)
+            self._start(record, {
+                "planned": listed(planned), "stale": listed(stale), "stamps": dict(origin.stamps)
+            })  # fmt: skip
             yield MapRun(self, record, planned)
 
-    def _start(self, record: RunRecord, planned: frozenset[ShardKey]) -> None:
+    def _start(self, record: RunRecord, lists: Mapping[str, Any]) -> None:
+        """Make the run's branch, with its record and what would be too long for the attributes."""
         repository = self._repository
         if record.run not in repository.list_branches():
             start = repository.lookup_tag(record.base) if record.base else self._base()
@@ -131,8 +139,8 @@ class MapStore(MapReader):
         stored: Any = root.attrs.get("run", {})
         if stored.get("run") != record.run:
             told = asdict(record)
-            write_json(root, "scenes", told.pop("scenes"))
-            write_json(root, "planned", listed(planned))
+            for name, value in {"scenes": told.pop("scenes"), **lists}.items():
+                write_json(root, name, value)
             root.update_attributes({"run": told})
             session.commit(f"start {record.run}", metadata={"kind": "run", **digests(record)})
 

@@ -1,32 +1,38 @@
-"""A release with new scenes: only the shards that they change are mapped again.
+"""A release brought up to date: only what new scenes change, and what it lacks, is mapped.
 
 The update's run starts from the release's snapshot, so all other shards are the release's own, not
-copies. Shards that are mapped again come out as in a map of all scenes from nothing.
+copies. Shards that are mapped again come out as in a map of all scenes from nothing. Those that a
+region leaves out are remembered as stale, and are the next update's, where its region has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from terrafine.errors import MapStoreError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend
-from terrafine.mapping.layout import FILLS, ZoneLayout
+from terrafine.mapping.layout import FILLS
 from terrafine.mapping.plan import Imagery, Plan
 from terrafine.mapping.predictor import UInt16Array
-from terrafine.mapping.reader import MapReader, RunRecord
+from terrafine.mapping.reader import UNKNOWN, MapReader, Origin, RunRecord
+from terrafine.mapping.write import ShardKey
 from terrafine.raster import Region
 from terrafine.spec import MappingSpec
 
 _MOST_SCENES = FILLS["source"][1] - 1
 
+# keys of the section `map` that an update must not change
+_SEAMS = ("core", "halo", "enhance", "predictor")
+
 
 @dataclass(frozen=True)
 class Base:
-    """What an update starts from. ``added``: zone -> the scenes that are new since ``release``."""
+    """What an update starts from. ``added``: zone -> the scenes that are new, or have other
+    files, since ``release``."""
 
     release: str
     added: Mapping[str, Imagery]
@@ -34,11 +40,17 @@ class Base:
 
 @dataclass(frozen=True)
 class Update:
-    """What :func:`map_all` maps of it: shards, imagery that counts scenes on, and their names."""
+    """What :func:`map_all` maps of it: shards, imagery that counts scenes on, and their names.
+
+    ``stale``: shards that stay as they are, though scenes have changed; ``origin``: of the scenes
+    that are gone from the imagery, too.
+    """
 
     plans: list[Plan]
     imagery: dict[str, Imagery]
     scenes: tuple[str, ...]
+    stale: frozenset[ShardKey]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,7 @@ def release_record(store: MapReader, release: str) -> RunRecord:
     found = {known.name: known.record for known in store.releases()}
     if release not in found:
         raise MapStoreError(
-            f"{store.path}: no release {release!r} to start from; releases: "
-            f"{', '.join(found) or 'none yet'}"
+            f"{store.path}: no release {release!r}; releases: {', '.join(found) or 'none yet'}"
         )
     return found[release]
 
@@ -97,79 +108,80 @@ def plan_update(
     model: str,
     scenes: Iterable[str],
     region: Region | None = None,
+    origin: Origin = UNKNOWN,
 ) -> Update:
-    """The shards of ``region`` whose pixels the added scenes can change.
+    """The shards of ``region`` that are not in ``base`` as all scenes make them.
 
-    ``imagery`` has all scenes, old and new, in the order that ``scenes`` names them. A shard's
-    pixels depend on all that its windows see: on a scene beside it, too. Scenes of the base that
-    ``imagery`` no longer has stay in the shards that are not mapped again.
-    MapStoreError when the map cannot take them: another legend, model, cut, grid, or a scene
-    outside its zones; or when there is nothing to do.
+    These are the shards that the added scenes can change, those that an update before left stale,
+    and those that were never mapped. ``imagery`` has all scenes, old and new, in the order that
+    ``scenes`` names them. A shard's pixels depend on all that its windows see: on a scene beside
+    it, too. Scenes of the base that ``imagery`` no longer has stay in the shards that are not
+    mapped again.
+    MapStoreError when the map cannot take them: another legend, model, cut, grid, engine or
+    setting of the imagery, or shards outside it; or when there is nothing to do.
     """
     record = release_record(store, base.release)
-    _require_same(store, record, spec, legend, model)
-    plans = []
+    _require_same(store, record, spec, legend, model, origin)
+    enhances = spec.enhance.enabled and legend.enhanced is not None
+    stale, plans = store.stale(base.release), []
     for zone, all_scenes in imagery.items():
-        layout = _layout(store, all_scenes, spec)
-        added, enhances = base.added.get(zone), spec.enhance.enabled and legend.enhanced is not None
-        touched = [
-            shard
-            for shard in layout.extent.tiles(layout.shard)
-            if added is not None
-            and added.touches(_seen(shard, spec, enhances=enhances))
-            and all_scenes.touches(shard)
-        ]
-        if region is not None:
-            inside = region.touches(layout.grid.crs, [layout.grid.bounds(s) for s in touched])
-            touched = [shard for shard, kept in zip(touched, inside, strict=True) if kept]
-        plans.append(Plan(zone, layout.grid, layout.extent, layout.shard, tuple(touched)))
-    if not any(plan.touched for plan in plans):
+        added, here = base.added.get(zone), store.layout.zones.get(zone)
+        fits = here is not None and (here.grid, here.shard) == (all_scenes.grid, spec.shard)
+        written = store.written(zone, base.release) if fits else set()
+        if added is not None:
+            stale |= {
+                (zone, shard)
+                for shard in written
+                if added.touches(_seen(shard, spec, enhances=enhances))
+                and all_scenes.touches(shard)
+            }
+        plan = Plan.of(all_scenes, spec, region)
+        todo = (s for s in plan.touched if (zone, s) in stale or s not in written)
+        plans.append(replace(plan, touched=tuple(todo)))
+    planned = {(plan.zone, shard) for plan in plans for shard in plan.touched}
+    if not planned:
         raise MapStoreError(
             f"{store.path}: no scene is new since release {base.release!r}"
             f"{f' in {region.where}' if region else ''}; there is nothing to map again"
         )
-    names, table = _numbering(record.scenes, scenes, where=str(store.path))
-    return Update(plans, {zone: _Renumbered(i, table) for zone, i in imagery.items()}, names)
+    misfit = store.layout.difference(plans, legend)
+    if misfit:
+        raise MapStoreError(
+            f"{store.path}: this map store was made for {misfit}; map everything into a new store"
+        )
+    numbered, names = renumbered(imagery, scenes, record.scenes, where=str(store.path))
+    stamps = {**store.stamps(base.release), **origin.stamps}
+    return Update(
+        plans, numbered, names, frozenset(stale - planned), replace(origin, stamps=stamps)
+    )
 
 
 def _require_same(
-    store: MapReader, record: RunRecord, spec: MappingSpec, legend: Legend, model: str
+    store: MapReader,
+    record: RunRecord,
+    spec: MappingSpec,
+    legend: Legend,
+    model: str,
+    origin: Origin,
 ) -> None:
     different = None
     if store.legend.digest != legend.digest:
         different = f"legend {store.legend.name!r}, not {legend.name!r} as it is now"
     elif record.model != model:
         different = f"model {record.model[:12]}, not {model[:12]}"
-    now = spec.model_dump(mode="json")
-    for key in ("core", "halo", "enhance"):
-        if different is None and record.mapping.get(key) != now[key]:
-            different = f"map.{key} {record.mapping.get(key)}, not {now[key]}"
-    before, after = record.mapping.get("predictor", "onnx"), now["predictor"]
-    if different is None and (before == "openvino_bf16") != (after == "openvino_bf16"):
-        different = f"map.predictor {before}, not {after}"
+    before, now = {"predictor": "onnx", **record.mapping}, spec.model_dump(mode="json")
+    pairs = [(f"map.{key}", before.get(key), now[key]) for key in _SEAMS]
+    # a release of an older version has kept none
+    keys = sorted(record.settings.keys() | origin.settings.keys()) if record.settings else []
+    pairs += [(key, record.settings.get(key), origin.settings.get(key)) for key in keys]
+    for key, then, today in pairs:
+        if different is None and then != today:
+            different = f"{key} {then}, not {today}"
     if different:
         raise MapStoreError(
             f"{store.path}: the release was mapped with {different}; an update would leave seams, "
             "so update with the same one, or map everything again"
         )
-
-
-def _layout(store: MapReader, imagery: Imagery, spec: MappingSpec) -> ZoneLayout:
-    layout = store.layout.zones.get(imagery.zone)
-    if layout is None or layout.grid != imagery.grid or layout.shard != spec.shard:
-        there = "no such zone" if layout is None else f"{layout.grid}, shards of {layout.shard}"
-        raise MapStoreError(
-            f"{store.path}, zone {imagery.zone}: the scenes are for {imagery.grid}, shards of "
-            f"{spec.shard}, but the map has {there}; map everything into a new store"
-        )
-    window = imagery.window
-    if window.intersection(layout.extent) != window:
-        raise MapStoreError(
-            f"{store.path}, zone {imagery.zone}: scenes reach rows {window.row}..{window.stop_row} "
-            f"and columns {window.col}..{window.stop_col}, beyond the map ({layout.extent}); map "
-            "everything into a new store"
-        )
-    return layout
 
 
 def _seen(shard: Window, spec: MappingSpec, *, enhances: bool) -> Window:
@@ -178,10 +190,11 @@ def _seen(shard: Window, spec: MappingSpec, *, enhances: bool) -> Window:
     return around.snapped(spec.core).buffered(spec.halo)
 
 
-def _numbering(
-    before: tuple[str, ...], scenes: Iterable[str], *, where: str
-) -> tuple[tuple[str, ...], UInt16Array]:
-    """Names of all scenes, those of before first, and from a scene's number now to its place."""
+def renumbered(
+    imagery: Mapping[str, Imagery], scenes: Iterable[str], before: tuple[str, ...], *, where: str
+) -> tuple[dict[str, Imagery], tuple[str, ...]]:
+    """Imagery that counts its ``scenes`` as a map did, whose scenes were those of ``before``; new
+    ones have the next numbers. And the names of all, in the order of their numbers."""
     now = tuple(scenes)
     names = tuple(dict.fromkeys((*before, *now)))
     if len(names) > _MOST_SCENES:
@@ -190,4 +203,5 @@ def _numbering(
             "apart; map everything into a new store"
         )
     place = {name: number for number, name in enumerate(names, start=1)}
-    return names, np.array([0, *(place[name] for name in now)], np.uint16)
+    table = np.array([0, *(place[name] for name in now)], np.uint16)
+    return {zone: _Renumbered(below, table) for zone, below in imagery.items()}, names

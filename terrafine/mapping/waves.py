@@ -12,7 +12,7 @@ import icechunk
 
 from terrafine.errors import MapStoreError
 from terrafine.mapping.reader import RunRecord
-from terrafine.mapping.write import ShardKey, ShardReceipt, Target
+from terrafine.mapping.write import ShardAccount, ShardKey, ShardReceipt, Target
 
 if TYPE_CHECKING:
     from terrafine.mapping.store import MapStore
@@ -64,8 +64,8 @@ class MapRun:
 
         A shard that is there already (workers may deliver twice) is dropped and False returned.
         MapStoreError for one that is not planned, whose pixels with data do not all have a class,
-        or that came out otherwise before; a scene that could not be read one of the times excuses
-        the last.
+        or that came out otherwise before; a scene that the shard shows one of the times, and that
+        could not be read by some worker, excuses the last.
         """
         (zone, window), account = receipt.key, receipt.account
         where = f"{self._store.path}, zone {zone}, shard at row {window.row}, column {window.col}"
@@ -76,7 +76,8 @@ class MapRun:
             before = self._wave[receipt.key].account
         self.unreadable |= receipt.unreadable
         if before is not None:
-            if before.checksums != account.checksums and not self.unreadable:
+            differs = before.checksums != account.checksums
+            if differs and not self._shows_unreadable(before, account):
                 raise MapStoreError(
                     f"{where}: computed twice with different results; what was committed is kept; "
                     "the model or the imagery has changed during the run, or a machine errs"
@@ -90,6 +91,12 @@ class MapRun:
             )
         self._wave[receipt.key] = receipt
         return True
+
+    def _shows_unreadable(self, *accounts: ShardAccount) -> bool:
+        """Whether any has pixels of a scene that a worker could not read."""
+        shown = {number for account in accounts for number in account.scenes}
+        scenes = enumerate(self.record.scenes, start=1)
+        return any(number in shown and scene in self.unreadable for number, scene in scenes)
 
     def commit(self) -> None:
         """Make the wave's shards readable on the run's branch, all at once."""

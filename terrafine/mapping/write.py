@@ -25,9 +25,9 @@ from terrafine.errors import MapStoreError
 from terrafine.geometry import Window
 from terrafine.legend import Legend
 from terrafine.mapping.layout import FILLS, ZoneLayout
+from terrafine.mapping.place import storage_errors
 from terrafine.mapping.plan import Imagery, require_shard
-from terrafine.mapping.predictor import Predictor, Served
-from terrafine.mapping.reader import storage_errors
+from terrafine.mapping.predictor import Predictor, Served, engine_errors
 from terrafine.mapping.shard import Looked, ShardResult, Stopwatch, compute_shard, margin_of
 from terrafine.spec import MappingSpec
 
@@ -161,6 +161,10 @@ class ShardWriter:
         )
         return result, watch, dict(imagery.unreadable)
 
+    def forget_predictor(self) -> None:
+        """Let go of the model, where others do the work."""
+        vars(self).pop("predictor", None)
+
     @property
     def failed_tries(self) -> Mapping[str, int]:
         """Cause -> tries of this process that model servers did not answer, and were repeated."""
@@ -170,7 +174,8 @@ class ShardWriter:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, opened when it is first needed in this process."""
-        return self.open_predictor()
+        with engine_errors("a worker opens the model"):
+            return self.open_predictor()
 
     @cached_property
     def _kept(self) -> _Kept:
@@ -207,17 +212,19 @@ class ShardWriter:
     def _ahead(self, look: Callable[[Window], Looked], cores: list[Window]) -> Iterator[Looked]:
         """Look at windows, reading one more than is inferred; never more than that in memory."""
         under_way: deque[Future[Looked]] = deque()
-        with ThreadPoolExecutor(self.at_once + 1) as pool:
-            try:
-                for core in cores:
-                    if len(under_way) > self.at_once:
-                        yield under_way.popleft().result()
-                    under_way.append(pool.submit(look, core))
-                while under_way:
+        pool = ThreadPoolExecutor(self.at_once + 1)
+        try:
+            for core in cores:
+                if len(under_way) > self.at_once:
                     yield under_way.popleft().result()
-            finally:
-                # after an error nobody wants the windows that were not begun
-                pool.shutdown(cancel_futures=True)
+                under_way.append(pool.submit(look, core))
+            while under_way:
+                yield under_way.popleft().result()
+        except BaseException as error:
+            # nobody wants the windows that were not begun; who interrupts waits for none at all
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+            raise
+        pool.shutdown()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("predictor", "_turns", "_kept")}

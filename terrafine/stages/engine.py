@@ -3,7 +3,8 @@
 A stage's folder is ``WORKDIR/<stage>/<digest>``; the digest covers the spec sections it reads, the
 data files it reads, the stages it stands on and the version of terrafine. Work happens in
 ``<digest>.partial``, which is renamed once the manifest is in it: a folder without ``.partial`` is
-whole. A stage that can go on where it was killed (``resumable``) keeps its partial folder.
+whole. A stage that can go on where it was killed (``resumable``) keeps its partial folder. What was
+made while the data changed is dropped.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ class Stage:
     sections: tuple[str, ...]
     work: Work
     files: Callable[[MapSpec], Sequence[str]] = lambda spec: ()
+    more_keys: Callable[[MapSpec], Sequence[str]] = lambda spec: ()
+    """keys beside the sections that count in some specs only"""
     needs_with_champion: tuple[str, ...] | None = None
     """the same where the spec names a champion to map with"""
     resumable: bool = False
@@ -221,6 +224,21 @@ def source_digests(job: Job, stage: Stage) -> dict[str, str]:
     return found
 
 
+def _digest(job: Job, stage: Stage, inputs: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    """Of all that a stage's outputs depend on: the digests of the stages before it and of the
+    files that it reads, and what the spec says."""
+    keys = ("seed", "legend", *stage.sections, *stage.more_keys(job.spec))
+    return _sha256(
+        {
+            "stage": stage.name,
+            "terrafine": terrafine.__version__,
+            "sections": job.spec.digest(*keys),
+            "sources": dict(sources),
+            "needs": dict(inputs),
+        }
+    )
+
+
 def champion_place(job: Job) -> Storage:
     """Where the released model is that the spec maps with."""
     assert job.spec.champion is not None, "only a stage that stands on a champion asks"
@@ -251,15 +269,8 @@ class Engine:
         for need in needs:
             if need not in found:
                 found |= self.digests(job, need)
-        found[name] = _sha256(
-            {
-                "stage": name,
-                "terrafine": terrafine.__version__,
-                "sections": job.spec.digest("seed", "legend", *stage.sections),
-                "sources": source_digests(job, stage),
-                "needs": {need: found[need] for need in needs},
-            }
-        )
+        inputs = {need: found[need] for need in needs}
+        found[name] = _digest(job, stage, inputs, source_digests(job, stage))
         return found
 
     def find(self, job: Job, name: str) -> Manifest | None:
@@ -337,17 +348,28 @@ class Engine:
         if folder.exists():
             shutil.rmtree(folder)
         partial.mkdir(parents=True, exist_ok=True)
+        inputs = {name: m.digest for name, m in needed.items()}
+        before = source_digests(job, stage)
         started = time.monotonic()
         try:
             outcome = stage.work(job, partial, needed)
+            sources = source_digests(job, stage)
+            if _digest(job, stage, inputs, sources) != digest:
+                shutil.rmtree(partial)
+                changed = [name for name, now in sources.items() if now != before[name]]
+                raise StageError(
+                    f"{job.data}: {', '.join(changed) or 'what is read'} changed while stage "
+                    f"{stage.name} worked, so its result was dropped; run it again, and leave the "
+                    "data alone meanwhile"
+                )
             manifest = Manifest(
                 stage=stage.name,
                 digest=digest,
                 terrafine=terrafine.__version__,
                 created=datetime.now(UTC),
                 seconds=round(time.monotonic() - started, 2),
-                inputs={name: m.digest for name, m in needed.items()},
-                sources=source_digests(job, stage),
+                inputs=inputs,
+                sources=sources,
                 outputs={
                     name: str((folder / path).relative_to(job.workdir))
                     for name, path in outcome.outputs.items()

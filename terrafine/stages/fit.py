@@ -19,7 +19,7 @@ from terrafine.models import RawInput, RawModel, build_network
 from terrafine.pruning import plan_pruning, zero_filters
 from terrafine.spec import ModelSpec, PruneSpec, TrainingSpec
 from terrafine.storage import Storage
-from terrafine.telemetry import TrainingMetrics, serve
+from terrafine.telemetry import TrainingMetrics, run_port, serve
 from terrafine.training import Group, Observer, TrainingResult, train
 
 
@@ -91,7 +91,8 @@ Trainer = Callable[[TrainingTask], TrainingResult]
 def fit(task: TrainingTask) -> TrainingResult:
     """Carry out a training in this process, alone or as one worker of torch's default group.
 
-    Where ``training.metrics_port`` is set, the first worker serves metrics there meanwhile.
+    The first worker serves metrics meanwhile where ``training.metrics_port`` or the environment
+    names a port.
     """
     model, lineage = task.build_model(), {}
     first = task.first_weights()
@@ -139,7 +140,7 @@ def _load(model: RawModel, weights: bytes, task: TrainingTask) -> None:
 
 @contextmanager
 def _observed(task: TrainingTask) -> Iterator[Observer | None]:
-    port = task.training.metrics_port
+    port = run_port(task.training.metrics_port)
     if port is None or not Group.here().leads:
         yield None
         return

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -20,28 +21,36 @@ from terrafine.mapping import (
     MapStore,
     MapWatch,
     OnnxPredictor,
+    Origin,
     Place,
     Predictor,
-    ShardJob,
-    ShardKey,
-    ShardResult,
-    Verified,
     is_map_store,
     map_all,
     open_map,
     plan_all,
     release_record,
-    verify_sample,
     windows_at_once,
 )
-from terrafine.raster import Mosaic, Region, open_mosaics, scene_names, unreadable_scenes
+from terrafine.raster import (
+    Mosaic,
+    Region,
+    catalogue_stamps,
+    open_mosaics,
+    scene_names,
+    unreadable_scenes,
+)
 from terrafine.spec import MappingSpec, MapSpec
 from terrafine.stages.adopt import release_stage
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
-from terrafine.telemetry import MappingMetrics, serve
+from terrafine.telemetry import MappingMetrics, run_port, serve
 
 STORE = "map.icechunk"
+
+# keys of `imagery.catalogue` that say which scenes there are, and not what becomes of them
+_WHICH_SCENES = {"source": True, "pattern": True, "dates": True, "region": True}
+# of `serve`: what a model server runs in place of the graph that was gated
+_SERVED = ("variant", "tensorrt")
 
 # scene -> why it could not be read by this run
 _UNREADABLE = "unreadable.json"
@@ -49,7 +58,7 @@ _UNREADABLE = "unreadable.json"
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     graph = str(needed[release_stage(job.spec)].metrics["graph"])
-    done = map_scenes(job, *_inputs(job, needed), graph_digest=graph)
+    done = map_scenes(job, *stage_inputs(job, needed), graph_digest=graph)
     (folder / _UNREADABLE).write_text(json.dumps(done.unreadable, indent=1))
     outside = job.spec.map.storage
     return Outcome(
@@ -78,10 +87,11 @@ def map_scenes(
 ) -> MapOutcome:
     """Map what :func:`open_inputs` has opened into the job's map store.
 
-    With the map release ``base`` only what has changed since is mapped: where there are scenes
-    that it did not have, or could not read.
+    With the map release ``base`` only what it lacks is mapped: where there are scenes that it did
+    not have, could not read or had other files of, and where it was not mapped.
     """
     spec, place = job.spec, map_place(job)
+    origin = Origin(_settings(spec), _stamps(job))
     with _measured(spec.map) as metrics, MapWatch(metrics) as watch:
         done = map_all(
             place,
@@ -91,29 +101,35 @@ def map_scenes(
             legend=spec.resolve_legend(),
             scenes=scene_names(mosaics),
             model_digest=exact.info.model,
-            spec_digest=_pixels_digest(job, graph_digest),
+            spec_digest=pixels_digest(job, graph_digest),
             region=map_region(job),
             run=job.map_runner(spec.map, watch),
             at_once=windows_at_once(spec.map),
-            base=None if base is None else _since(base, MapStore(place), mosaics),
+            base=None if base is None else _since(base, MapStore(place), mosaics, origin),
+            origin=origin,
             observer=watch,
         )
     return replace(done, unreadable={**unreadable_scenes(mosaics), **done.unreadable})
 
 
-def _since(base: str, store: MapStore, mosaics: Mapping[str, Mosaic]) -> Base:
-    """The scenes that a map release does not show."""
-    record = release_record(store, base)
-    new = set(scene_names(mosaics)) - (set(record.scenes) - set(store.unreadable(record.run)))
+def _since(base: str, store: MapStore, mosaics: Mapping[str, Mosaic], origin: Origin) -> Base:
+    """The scenes that a map release does not show, or shows from other files."""
+    record, before = release_record(store, base), store.stamps(base)
+    replaced = {n for n, stamp in origin.stamps.items() if before.get(n, stamp) != stamp}
+    shown = set(record.scenes) - set(store.unreadable(record.run)) - replaced
+    new = set(scene_names(mosaics)) - shown
     parts = {zone: mosaic.only(new) for zone, mosaic in mosaics.items()}
     return Base(base, {zone: part for zone, part in parts.items() if part is not None})
 
 
-_Inputs = tuple[OnnxPredictor, dict[str, Mosaic], Callable[[], Predictor]]
+Inputs = tuple[OnnxPredictor, dict[str, Mosaic], Callable[[], Predictor]]
 
 
-def _inputs(job: Job, needed: Mapping[str, Manifest]) -> _Inputs:
-    """As :func:`open_inputs`, of a run's own model or of the champion it took."""
+def stage_inputs(job: Job, needed: Mapping[str, Manifest]) -> Inputs:
+    """As :func:`open_inputs`, of a run's own model or of the champion it took.
+
+    ``needed``: the stages before the map. StageError when the graph is not what was gated.
+    """
     made = needed[release_stage(job.spec)]
     graph = job.output(made, "graph")
     if file_digest(graph) != made.metrics["graph"]:
@@ -127,7 +143,7 @@ def _inputs(job: Job, needed: Mapping[str, Manifest]) -> _Inputs:
     return open_inputs(job, release, graph, bundle)
 
 
-def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> _Inputs:
+def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> Inputs:
     """The graph that was gated, the scenes that it fits, and how a worker opens the model."""
     mosaics = open_mosaics(job.spec.imagery, job.data)
     exact = OnnxPredictor(graph, threads=1)
@@ -136,25 +152,10 @@ def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> _Input
     return exact, mosaics, job.predictor(job.spec, release, bundle)
 
 
-def verify_map(
-    job: Job, done: Manifest, needed: Mapping[str, Manifest], *, shards: int, seed: int
-) -> Iterator[Verified]:
-    """Compute a random sample of the shards of a finished map again, and compare bytes."""
-    _, mosaics, open_predictor = _inputs(job, needed)
-    predictor, spec = open_predictor(), job.spec
-
-    def compute(key: ShardKey) -> ShardResult:
-        zone, window = key
-        return ShardJob(mosaics[zone], predictor, spec.map, spec.resolve_legend())(window)
-
-    store, run = MapStore(map_place(job)), str(done.metrics["run"])
-    return verify_sample(store, run, compute, shards=shards, seed=seed)
-
-
 @contextmanager
 def _measured(spec: MappingSpec) -> Iterator[MappingMetrics]:
-    """Metrics of a map, served meanwhile where the spec wants it."""
-    registry, port = CollectorRegistry(), spec.metrics_port
+    """Metrics of a map, served meanwhile where the spec or the environment wants it."""
+    registry, port = CollectorRegistry(), run_port(spec.metrics_port)
     with serve(port, registry, key="map.metrics_port") if port else nullcontext():
         yield MappingMetrics(wave=spec.wave, registry=registry)
 
@@ -165,7 +166,7 @@ def require_begun(job: Job, needed: Mapping[str, Manifest]) -> None:
     model = read_release(job.output(made, "release")).info.model
     place, runs = map_place(job), list[str]()
     if is_map_store(place):
-        store, digest = MapStore(place), _pixels_digest(job, str(made.metrics["graph"]))
+        store, digest = MapStore(place), pixels_digest(job, str(made.metrics["graph"]))
         if store.run_name(model=model, spec=digest) in (runs := list(store.runs())):
             return
     raise StageError(
@@ -202,12 +203,40 @@ def _files(spec: MapSpec) -> list[str]:
     return [*scene_files(spec), *([spec.map.region] if spec.map.region else [])]
 
 
-def _pixels_digest(job: Job, graph_sha256: str) -> str:
+def pixels_digest(job: Job, graph_sha256: str) -> str:
     """Digest of all that the pixels depend on beside the model's weights, so that a run with
     another gate, or a training of the same outcome, resumes this one."""
-    sections = job.spec.digest("legend", "imagery", "map")
+    sections = job.spec.digest("legend", "imagery", "map", *_served(job.spec))
     parts = [__version__, graph_sha256, sections, *source_digests(job, MAP).values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _served(spec: MapSpec) -> tuple[str, ...]:
+    """Keys of the spec that say which graph a model server maps with."""
+    return tuple(f"serve.{key}" for key in _SERVED) if spec.map.predictor == "triton" else ()
+
+
+def _settings(spec: MapSpec) -> dict[str, Any]:
+    """Key of the spec -> value, of all outside the section ``map`` that pixels depend on, but for
+    which scenes there are."""
+    exclude: Any = {"scenes": True, "on_unreadable": True, "catalogue": _WHICH_SCENES}
+    imagery = spec.imagery.model_dump(mode="json", exclude=exclude)
+    catalogue = imagery.pop("catalogue", None) or {}
+    return {
+        **{f"imagery.{key}": value for key, value in imagery.items()},
+        **{f"imagery.catalogue.{key}": value for key, value in catalogue.items()},
+        **{key: getattr(spec.serve, key.removeprefix("serve.")) for key in _served(spec)},
+    }
+
+
+def _stamps(job: Job) -> dict[str, str]:
+    """Scene -> what changes when its files do, where that is known."""
+    imagery = job.spec.imagery
+    if imagery.catalogue is not None:
+        return catalogue_stamps(imagery, job.data.resolve())
+    files = source_digests(job, MAP)
+    told = {s.name: f"{[files[file] for file in s.files]} {s.band_indexes}" for s in imagery.scenes}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in told.items()}
 
 
 def _result_exists(job: Job, manifest: Manifest) -> bool:
@@ -224,6 +253,7 @@ MAP = Stage(
     needs=("export", "prune"),
     needs_with_champion=("adopt",),
     sections=("imagery", "map"),
+    more_keys=_served,
     files=_files,
     work=_work,
     resumable=True,

@@ -10,7 +10,7 @@ from terrafine.errors import MapStoreError, RasterError
 from terrafine.geometry import Window
 from terrafine.legend import NO_CLASS, UNWRITTEN, UInt8Array
 from terrafine.mapping import Explanation, MapReader, Release
-from terrafine.mapping.reader import MAIN
+from terrafine.mapping.place import MAIN
 from terrafine.publish.figures import class_palette, confidence_palette, palette_png, rgba_png
 from terrafine.publish.geography import outline_wgs84
 from terrafine.view.backdrop import Imagery, Product

@@ -20,7 +20,7 @@ from terrafine.geometry import Window
 from terrafine.legend import NO_CLASS, UNWRITTEN, UInt8Array
 from terrafine.mapping import MapReader
 from terrafine.mapping.layout import ZoneLayout, overview_grid
-from terrafine.mapping.reader import storage_errors
+from terrafine.mapping.place import storage_errors
 from terrafine.publish.figures import hide_where_unmapped
 from terrafine.publish.overviews import mode_downsample
 from terrafine.raster import warp_nearest

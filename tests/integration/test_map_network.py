@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from serving.mapper.predictors import OpenServed
 from serving.triton.server import TritonServer
 from terrafine.cli.main import app
 from terrafine.errors import ServingError, StageError
@@ -22,6 +27,11 @@ from tests.networks import Network, network
 from tests.scenes import Project, make_project
 from tests.triton import SERVE, serve_release
 
+# as a terminal starts it: a test may run in the background, where Ctrl-C is ignored
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from terrafine.cli.main import main; main()"
+)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -115,6 +125,48 @@ def test_through_a_network_that_drops_delays_refuses_and_forgets_the_map_is_the_
     assert "requests to the model servers failed and were sent again" in caplog.text
     assert "unavailable" in caplog.text
     assert "deadline exceeded" in caplog.text, "the forgotten connection was given up"
+
+
+def test_ctrl_c_ends_a_map_whose_servers_are_silent_and_keeps_what_was_finished(
+    project: Project, triton_server: TritonServer, champion_release: Release
+) -> None:
+    serve_release(triton_server, champion_release, SERVE)
+    with network(triton_server.grpc_url.removeprefix("grpc://")) as between:
+        served(project, between, wave=1000)
+        command = [sys.executable, "-c", INTERRUPTIBLE, "map", "run", str(project.spec)]
+        mapping = subprocess.Popen(
+            [*command, "-w", str(project.root / "run")], stderr=subprocess.PIPE
+        )
+        try:
+            between.wait_for(60)
+            between.silence()
+            time.sleep(1)
+            mapping.send_signal(signal.SIGINT)
+            _, said = mapping.communicate(timeout=90)
+        finally:
+            mapping.kill()
+        assert mapping.returncode != 0
+        assert b"Traceback" not in said, said.decode()
+    state, _ = map_of(project)
+    assert 0 < state.done < state.planned
+
+
+def test_a_worker_waits_for_servers_that_restart_and_the_driver_does_not(
+    triton_server: TritonServer, champion_release: Release
+) -> None:
+    serve_release(triton_server, champion_release, SERVE)
+    with network(triton_server.grpc_url.removeprefix("grpc://")) as between:
+        driver = OpenServed(
+            f"grpc://{between.address}", SERVE.name, champion_release.digest, deadline=200.0
+        )
+        worker = pickle.loads(pickle.dumps(driver))  # noqa: S301
+        between.refuse()
+        with pytest.raises(ServingError, match="is not ready"):
+            driver()
+        back = threading.Timer(15, between.restore)
+        back.start()
+        assert worker().window == champion_release.info.window
+        back.join()
 
 
 def test_a_network_that_is_gone_for_good_stops_the_map_with_one_sentence_and_it_resumes(

@@ -12,10 +12,10 @@ import rasterio
 from typer.testing import CliRunner
 
 from terrafine.cli.main import app
-from terrafine.errors import TerrafineError
-from terrafine.export import Release, read_release
+from terrafine.errors import StageError, TerrafineError
+from terrafine.export import Release, fetch_release, read_release
 from terrafine.mapping import open_map, release_record
-from terrafine.stages import ENGINE, Job
+from terrafine.stages import ENGINE, Job, adopt
 from terrafine.storage import Storage
 from tests.buckets import s3_bucket
 from tests.scenes import Project, make_project
@@ -100,6 +100,23 @@ def test_a_champion_that_changes_afterwards_changes_no_map(
     assert after.digest != before.digest, "another champion is another input"
     assert after.metrics["model"] == releases[1].info.model
     assert read_release(job.output(before, "release")).info == releases[0].info
+
+
+def test_a_champion_that_changes_while_it_is_adopted_is_not_adopted(
+    project: Project, releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, champion = job_of(project), project.root / "champion"
+
+    def changed(place: Storage, into: Path) -> Release:
+        shutil.rmtree(champion)
+        shutil.copytree(releases[1].folder, champion)
+        return fetch_release(place, into)
+
+    monkeypatch.setattr(adopt, "fetch_release", changed)
+    with pytest.raises(StageError, match=r"<champion> .*changed while stage adopt worked"):
+        ENGINE.run(job, "adopt")
+    assert not list(job.workdir.glob("adopt/*/manifest.json"))
+    assert ENGINE.run(job, "adopt").metrics["model"] == releases[1].info.model
 
 
 def test_what_a_champion_leaves_nothing_to_do_says_so(project: Project) -> None:

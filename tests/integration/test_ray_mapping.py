@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from serving.mapper.runner import RayShardRunner
 from serving.ray_cluster import connected
 from serving.triton.client import TritonPredictor
 from serving.triton.server import TritonServer
-from terrafine.errors import MapStoreError, RasterError
+from terrafine.errors import MapStoreError, ModelError, RasterError
 from terrafine.export import Release
 from terrafine.legend import SEVEN
 from terrafine.mapping import (
@@ -66,14 +69,20 @@ class SlowPredictor(QuickPredictor):
 
 
 def mapped(
-    folder: Path, run: ShardRunner, *, name: str = "map", pause: float = 0.0, **spec: object
+    folder: Path,
+    run: ShardRunner,
+    *,
+    name: str = "map",
+    pause: float = 0.0,
+    model: type[SlowPredictor] = SlowPredictor,
+    **spec: object,
 ) -> MapOutcome:
     cut = small_spec(**spec)
     imagery = two_scenes()
     return map_all(
         folder / name,
         {imagery.zone: imagery},
-        partial(SlowPredictor, cut.window, log=folder / "processes", pause=pause),
+        partial(model, cut.window, log=folder / "processes", pause=pause),
         spec=cut,
         legend=SEVEN,
         scenes=("upper", "lower"),
@@ -174,6 +183,47 @@ def test_a_killed_worker_is_replaced_told_of_and_costs_no_pixel(
     assert fleet.lost == 1
     assert 2 <= fleet.most <= 4, "two shards in flight per worker"
     assert "died and was started again" in caplog.text
+
+
+@dataclass
+class Counted(SlowPredictor):
+    """Known to the process that opened it for as long as it is there."""
+
+    opened: ClassVar[list[weakref.ref[Counted]]] = []
+
+    def __post_init__(self) -> None:
+        self.opened.append(weakref.ref(self))
+
+
+def test_while_workers_map_the_driver_holds_no_model(cluster: None, tmp_path: Path) -> None:
+    held = []
+
+    def looked_at(shards, write) -> Iterator[ShardReceipt]:
+        for receipt in RayShardRunner(2)(shards, write):
+            gc.collect()
+            held.append([model for model in Counted.opened if model() is not None])
+            yield receipt
+
+    mapped(tmp_path, looked_at, model=Counted)
+    assert len(Counted.opened) == 1, "it has looked whether the model fits"
+    assert not any(held)
+
+
+class OutOfMemory(SlowPredictor):
+    """What torch says on a GPU that others have filled."""
+
+    def predict(self, windows_NCHW: np.ndarray) -> Prediction:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+
+def test_an_engine_that_fails_in_a_worker_ends_the_map_in_one_sentence(
+    cluster: None, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"window at row .*CUDA out of memory.*map\.workers"
+    ) as bad:
+        mapped(tmp_path, RayShardRunner(2), model=OutOfMemory)
+    assert "\n" not in str(bad.value)
 
 
 def scenes_on_disk(folder: Path, on_unreadable: str) -> Mosaic:

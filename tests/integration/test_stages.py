@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import rasterio
 import torch
 import zarr
 
-from terrafine.errors import TerrafineError, explain
+from terrafine.chips import BuildRunner, local_runner
+from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.export import load_bundle, save_bundle
 from terrafine.mapping import open_map
 from terrafine.stages import ENGINE, Job
+from terrafine.stages.engine import file_digest
 from tests.scenes import Project, make_project, write_raster
 
 SEVENS = np.full((64, 64), 7, np.uint8)
@@ -49,6 +52,24 @@ def test_changed_pixels_are_a_changed_input(project: Project) -> None:
     image[0, 100, 100] += 1
     write_raster(project.root / "scene.tif", image, nodata=0)
     assert ENGINE.digests(job_of(project), "label")["label"] != before
+
+
+def test_data_that_change_while_a_stage_works_on_them_leave_no_result(project: Project) -> None:
+    job = job_of(project)
+    scene = project.root / "scene.tif"
+    before = scene.read_bytes()
+
+    def changing(workers: int) -> BuildRunner:
+        scene.write_bytes(before + b" ")
+        return local_runner(workers)
+
+    with pytest.raises(StageError, match=r"scene\.tif.* changed while stage label worked"):
+        ENGINE.run(replace(job, chip_runner=changing), "label")
+    assert not list(job.workdir.glob("label/*/manifest.json"))
+    assert not leftovers(project)
+    scene.write_bytes(before)
+    assert ENGINE.find(job, "label") is None, "nothing under the digest of what they were"
+    assert ENGINE.run(job, "label").sources["scene.tif"] == file_digest(scene)
 
 
 def test_an_option_changes_only_the_stages_that_read_it(project: Project) -> None:

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import geopandas
 import numpy as np
 import pytest
-import shapely
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +28,7 @@ from terrafine.spec import EnhanceSpec, ImagerySpec, MappingSpec
 from terrafine.stages import ENGINE, Job
 from tests.catalogues import SIDE, Listed, write_items
 from tests.imagery import QuickPredictor, small_spec
+from tests.map_stores import region_of
 from tests.scenes import Project
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -53,13 +52,6 @@ def listed(*windows: Window) -> Mosaic:
     return Mosaic("epsg32650", scenes, numbers, GRID, around, 65535, 2, skips=True)
 
 
-def region_of(*windows: Window) -> Region:
-    """The windows' ground, in degrees."""
-    boxes = [shapely.box(*GRID.bounds(window)) for window in windows]
-    outline = geopandas.GeoSeries(boxes, crs=GRID.crs).segmentize(30).to_crs(4326).union_all()
-    return Region(outline, "region.gpkg")
-
-
 _offsets = st.integers(0, 300)
 _sizes = st.integers(1, 200)
 _windows = st.builds(
@@ -72,7 +64,7 @@ _windows = st.builds(
 @given(st.lists(_windows, min_size=1, max_size=4), st.none() | _windows)
 def test_every_pixel_has_exactly_one_owner(windows: list[Window], inside: Window | None) -> None:
     mosaic = listed(*windows)
-    plan = Plan.of(mosaic, small_spec(), None if inside is None else region_of(inside))
+    plan = Plan.of(mosaic, small_spec(), None if inside is None else region_of(GRID, inside))
     owners = np.zeros(plan.extent.shape, np.uint8)
     for shard in plan.shards():
         assert shard.shape == (64, 64)
@@ -162,18 +154,18 @@ def test_a_region_leaves_out_shards_and_keeps_the_stores_extent() -> None:
     mosaic = listed(Window(ORIGIN[0], ORIGIN[1], 400, 400))
     whole = Plan.of(mosaic, small_spec())
     corner = Window(ORIGIN[0] + 10, ORIGIN[1] + 10, 30, 30)
-    part = Plan.of(mosaic, small_spec(), region_of(corner))
+    part = Plan.of(mosaic, small_spec(), region_of(GRID, corner))
     assert part.extent == whole.extent
     assert 0 < len(part.touched) <= 4
     assert set(part.touched) < set(whole.touched)
     assert all(shard.intersection(corner) for shard in part.touched)
-    found = estimated(mosaic, small_spec(), region=region_of(corner)).total
+    found = estimated(mosaic, small_spec(), region=region_of(GRID, corner)).total
     assert (found.shards, found.pixels) < (len(whole.touched), 400 * 400)
 
 
 def test_a_region_without_scenes_is_refused() -> None:
     mosaic = listed(Window(*ORIGIN, 100, 100))
-    far = region_of(Window(ORIGIN[0] + 9000, ORIGIN[1], 50, 50))
+    far = region_of(GRID, Window(ORIGIN[0] + 9000, ORIGIN[1], 50, 50))
     with pytest.raises(MapStoreError, match=r"region\.gpkg: the region \(longitude 11.* no scene"):
         plan_all({"epsg32650": mosaic}, small_spec(), far)
 

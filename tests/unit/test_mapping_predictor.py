@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from serving.mapper.predictors import predictor_for
 from terrafine.errors import ModelError
@@ -48,6 +49,19 @@ def test_another_engine_says_the_same_classes(releases: tuple[Release, Release],
         assert np.abs(difference).max() <= 1
         again = other.predict(window_CHW[None])
         assert np.array_equal(also.enhanced_NHW, again.enhanced_NHW), "equal windows, equal bytes"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_network_takes_no_gpu_before_it_is_asked(
+    releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who drives a map opens the model as well, to look at it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    release, _ = releases
+    model = opened(release, predictor="torch")
+    windows_NCHW, _ = release.canary("fp32")
+    with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+        model.predict(windows_NCHW[:1])
 
 
 def has_bfloat16() -> bool:

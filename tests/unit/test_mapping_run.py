@@ -1,15 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from terrafine.errors import MapStoreError, ModelError
+from terrafine.errors import MapStoreError, ModelError, ServingError
 from terrafine.geometry import PixelGrid
 from terrafine.legend import SEVEN
 from terrafine.mapping import MapOutcome, in_sequence, map_all, open_map
-from tests.imagery import QuickPredictor, small_spec, two_scenes
+from tests.imagery import QuickPredictor, map_two_scenes, small_spec, two_scenes
 
 
 def run_map(path, *, imagery=None, run=in_sequence, spec=None, model="m", predictor=None):
@@ -126,6 +132,97 @@ def test_a_failing_model_keeps_what_was_committed(tmp_path):
     assert resumed.resumed % small_spec().wave, "the finished shards of the last wave too"
     whole = run_map(tmp_path / "whole")
     assert_same_map(arrays(tmp_path / "map", resumed), arrays(tmp_path / "whole", whole))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB"), OSError(5, "I/O error")],
+)
+def test_whatever_an_engine_raises_names_the_window_and_finished_shards_are_kept(tmp_path, error):
+    class Failing(QuickPredictor):
+        def predict(self, windows_NCHW):
+            if len(self.asked) == 60:
+                raise error
+            return super().predict(windows_NCHW)
+
+    says = rf"zone epsg32650, window at row -\d+, column \d+: .*{str(error)[:9]}.*map\.workers"
+    with pytest.raises(ModelError, match=says) as raised:
+        run_map(tmp_path / "map", predictor=Failing(small_spec().window), spec=small_spec(wave=99))
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is error
+    assert run_map(tmp_path / "map").resumed > 0
+
+
+def test_an_engine_that_cannot_be_opened_says_so_in_one_sentence(tmp_path):
+    def broken() -> QuickPredictor:
+        raise RuntimeError("Check failed at plugin.cpp:12:\nno such device")
+
+    with pytest.raises(ModelError, match=r"cannot be opened: .*plugin\.cpp") as raised:
+        map_two_scenes(tmp_path / "map", open_predictor=broken)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), SystemExit(143), KeyboardInterrupt()])
+def test_whatever_ends_the_work_finished_shards_are_kept(tmp_path, error):
+    def broken_off(shards, write):
+        yield from in_sequence(shards[:2], write)
+        raise error
+
+    with pytest.raises(type(error)):
+        run_map(tmp_path / "map", run=broken_off, spec=small_spec(wave=99))
+    assert run_map(tmp_path / "map").resumed == 2
+
+
+@dataclass
+class Silent(QuickPredictor):
+    """A model on servers that do not answer any more after a while."""
+
+    failed_tries: dict[str, int] = field(default_factory=dict)
+    waits: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)
+    waited_in_vain: bool = False
+
+    def predict(self, windows_NCHW):
+        if len(self.asked) >= 60:
+            self.waits.set()
+            if not self.given_up.wait(60):
+                self.waited_in_vain = True
+            raise ServingError("nobody waits any more")
+        return super().predict(windows_NCHW)
+
+    def queue_seconds(self) -> None:
+        return None
+
+    def give_up(self) -> None:
+        self.given_up.set()
+
+
+def map_until_ctrl_c(folder: str) -> None:
+    """Says whether the servers were given up, and whether a window was waited for in vain."""
+    # where tests run in the background it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    servers = Silent(small_spec().window)
+
+    def interrupt() -> None:
+        servers.waits.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        run_map(Path(folder), predictor=servers, spec=small_spec(wave=99))
+    except KeyboardInterrupt:
+        print(servers.given_up.is_set(), servers.waited_in_vain)
+
+
+def test_ctrl_c_waits_for_no_window_and_finished_shards_are_kept(tmp_path):
+    # in a process of its own, so that Ctrl-C reaches no other test
+    code = f"import sys; from {__name__} import map_until_ctrl_c; map_until_ctrl_c(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "map"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "False"], done.stderr
+    assert run_map(tmp_path / "map").resumed > 0
 
 
 def test_a_window_that_two_shards_of_a_row_need_is_inferred_once(tmp_path):

@@ -426,10 +426,14 @@ def test_overviews_lie_where_the_map_lies_and_a_run_knows_what_they_do_not_show(
     ("plan", "legend", "reason"),
     [
         (PLAN, FBP, "legend 'seven', not 'fbp'"),
-        (Plan(ZONE, GRID, EXTENT, 32, ()), SEVEN, "shard 64, not 32"),
-        (Plan(ZONE, GRID, Window(0, 0, 64, 64), 64, ()), SEVEN, "extent"),
-        (Plan(ZONE, PixelGrid(GRID.crs, 10, 10, 0, 0), EXTENT, 64, ()), SEVEN, "grid"),
-        (Plan("epsg32651", GRID, EXTENT, 64, ()), SEVEN, "zones epsg32650, not epsg32651"),
+        (Plan(ZONE, GRID, EXTENT, 32, SHARDS), SEVEN, "shard 64, not 32"),
+        (
+            Plan(ZONE, GRID, EXTENT, 64, (*SHARDS, Window(0, 64, 64, 64))),
+            SEVEN,
+            "columns 64..256, not 1 shards beyond them, the first at row 0, column 64",
+        ),
+        (Plan(ZONE, PixelGrid(GRID.crs, 10, 10, 0, 0), EXTENT, 64, SHARDS), SEVEN, "grid"),
+        (Plan("epsg32651", GRID, EXTENT, 64, SHARDS), SEVEN, "zones epsg32650, not epsg32651"),
     ],
 )
 def test_a_store_of_another_legend_grid_or_shard_size_is_refused(store, plan, legend, reason):
@@ -440,6 +444,19 @@ def test_a_store_of_another_legend_grid_or_shard_size_is_refused(store, plan, le
 def test_the_same_plan_opens_the_store_that_is_there(store):
     run = write_all(store, 1)
     assert MapStore.open_for(store.path, [PLAN], SEVEN).runs() == (run,)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(ZONE, GRID, Window(0, 0, 64, 64), 64, ()),
+        Plan(ZONE, GRID, EXTENT.buffered(64), 64, SHARDS[:1]),
+        Plan("epsg32651", GRID, EXTENT, 64, ()),
+    ],
+    ids=["nothing to write", "scenes beyond it", "no scene in a zone"],
+)
+def test_a_store_takes_every_plan_whose_shards_lie_in_it(store, plan):
+    assert MapStore.open_for(store.path, [PLAN, plan], SEVEN).layout == store.layout
 
 
 def test_no_store_means_one_sentence_and_no_folder(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,20 @@ from terrafine.mapping import (
     MapOutcome,
     MapReader,
     MapStore,
+    MapWatch,
+    Origin,
     ShardReceipt,
+    ShardRunner,
     map_all,
     open_map,
 )
 from terrafine.mapping.run import WriteShard
 from terrafine.mapping.write import ShardKey
 from terrafine.publish import write_overviews
+from terrafine.spec import MappingSpec
 from terrafine.stages import Job
 from terrafine.stages.map import map_place, map_scenes, open_inputs
+from terrafine.stages.update import update_map
 from tests.imagery import ArrayImagery, QuickPredictor, small_spec, smooth
 from tests.scenes import TRANSFORM, Project, write_raster
 
@@ -67,13 +73,14 @@ def map_into(
                 asked.append(key)
             yield write(key)
 
-    options: dict[str, object] = {"spec": SPEC, "model_digest": "m", "legend": SEVEN, **more}
+    options: dict[str, object] = {
+        "spec": SPEC, "model_digest": "m", "legend": SEVEN, "spec_digest": "+".join(scenes), **more
+    }  # fmt: skip
     return map_all(
         path,
         {ZONE: imagery},
         lambda: QuickPredictor(SPEC.window),
         scenes=scenes,
-        spec_digest="+".join(scenes),
         run=watched,
         base=base,
         **options,
@@ -240,16 +247,44 @@ def test_an_update_that_would_leave_a_seam_or_does_not_fit_is_refused(store):
     base = Base("v1", {ZONE: ADDED})
     blunt = small_spec(enhance={"block": 32, "threshold": 141})
     outside = ArrayImagery([*BEFORE.images, scene(Window(300, 75, 64, 64), 3)])
+    openvino = small_spec(predictor="openvino")
     for reason, imagery, start, more in (
         ("model m, not n", AFTER, base, {"model_digest": "n"}),
         ("map.enhance", AFTER, base, {"spec": blunt}),
-        ("beyond the map", outside, base, {}),
+        ("map.predictor onnx, not openvino", AFTER, base, {"spec": openvino}),
+        ("4 shards beyond them, the first at row 256, column 64", outside, base, {}),
         ("there is nothing to map again", AFTER, Base("v1", {}), {}),
-        ("no release 'v0' to start from; releases: v1", AFTER, Base("v0", {ZONE: ADDED}), {}),
+        ("no release 'v0'; releases: v1", AFTER, Base("v0", {ZONE: ADDED}), {}),
     ):
         with pytest.raises(MapStoreError, match=reason):
             map_into(store.path, imagery, ["new", "old"], base=start, **more)
     assert store.runs() == before
+
+
+def test_an_update_with_another_setting_of_the_imagery_is_refused_by_its_key(store):
+    def with_order(order: str | None) -> Origin:
+        return Origin({"imagery.scale": 1.0, "imagery.catalogue.order": order})
+
+    done = map_into(store.path, BEFORE, ["old"], spec_digest="s", origin=with_order("newest"))
+    store.release("v2", done.run)
+    more = {"imagery": AFTER, "scenes": ["new", "old"], "base": Base("v2", {ZONE: ADDED})}
+    for other in ("oldest", None):
+        with pytest.raises(
+            MapStoreError, match=f"with imagery.catalogue.order newest, not {other}; .* leave seams"
+        ):
+            map_into(store.path, origin=with_order(other), **more)
+    assert map_into(store.path, origin=with_order("newest"), **more).computed
+    # what an older version did not keep cannot be held against anyone
+    of_older = {**more, "base": Base("v1", {ZONE: ADDED})}
+    assert map_into(store.path, origin=with_order("oldest"), **of_older).computed
+
+
+def test_the_stamps_of_scenes_are_kept_also_where_the_imagery_has_them_no_more(store):
+    done = map_into(store.path, BEFORE, ["old"], spec_digest="s", origin=Origin({}, {"old": "1"}))
+    store.release("v2", done.run)
+    base = Base("v2", {ZONE: ADDED})
+    done = map_into(store.path, ADDED, ["new"], base=base, origin=Origin({}, {"new": "2"}))
+    assert store.stamps(done.run) == {"old": "1", "new": "2"}
 
 
 # the command: a project on disk, a real model, whose release lies in the work directory
@@ -280,9 +315,9 @@ def mapped(project: Project, tmp_path: Path, releases: tuple[Release, Release]) 
     return Job.open(project.spec, data=None, workdir=workdir)
 
 
-def command(job: Job, project: Project, *words: str) -> Any:
+def command(job: Job, project: Project, *words: str, verb: str = "update") -> Any:
     options = [str(project.spec), "--workdir", str(job.workdir), *words]
-    return CliRunner().invoke(app, ["map", "update", *options])
+    return CliRunner().invoke(app, ["map", verb, *options])
 
 
 def test_the_command_maps_a_new_scene_and_releases_what_comes_of_it(mapped, project):
@@ -302,13 +337,84 @@ def test_the_command_maps_a_new_scene_and_releases_what_comes_of_it(mapped, proj
 
 def test_without_new_scenes_or_without_their_model_nothing_is_mapped(mapped, project, releases):
     refused = command(mapped, project, "--base", "v9")
-    assert "no release 'v9' to start from; releases: v1" in str(refused.exception)
+    assert "no release 'v9'; releases: v1" in str(refused.exception)
     refused = command(mapped, project, "--base", "v1", "--model", str(releases[1].folder))
     assert "an update would leave seams" in str(refused.exception)
     shutil.rmtree(mapped.workdir / "export")
     refused = command(mapped, project, "--base", "v1")
     assert "name its folder (--model)" in str(refused.exception)
     assert len(open_map(map_place(mapped)).runs()) == 1
+
+
+def test_an_update_with_another_engine_or_nodata_is_refused(mapped, project):
+    project.change_spec(map={"predictor": "openvino"})
+    refused = command(mapped, project, "--base", "v1")
+    assert "map.predictor onnx, not openvino; an update would leave" in str(refused.exception)
+    project.change_spec(map={"predictor": "onnx"}, imagery={"scale": 2.0})
+    refused = command(mapped, project, "--base", "v1")
+    assert "imagery.scale 1.0, not 2.0; an update would leave seams" in str(refused.exception)
+    assert len(open_map(map_place(mapped)).runs()) == 1
+
+
+def test_a_scene_whose_file_was_written_anew_counts_as_new(mapped, project):
+    project.change_spec(imagery={"scenes": [{"name": "scene", "files": ["scene.tif"]}]})
+    image_CHW = project.image_CHW
+    write_raster(project.root / "scene.tif", image_CHW, nodata=0)
+    refused = command(mapped, project, "--base", "v1")
+    assert "no scene is new since release 'v1'" in str(refused.exception), "the same bytes"
+    write_raster(project.root / "scene.tif", image_CHW[:, ::-1], nodata=0)
+    done = command(mapped, project, "--base", "v1", "--name", "v2", "--json")
+    store = open_map(map_place(mapped))
+    assert json.loads(done.stdout)["shards"] == len(store.written(ZONE))
+    assert store.provenance("v2").scenes == ("scene",)
+    refused = command(mapped, project, "--base", "v2")
+    assert "no scene is new since release 'v2'" in str(refused.exception)
+
+
+def test_an_updated_release_is_verified_and_every_time_other_shards_are_looked_at(mapped, project):
+    # as a map with a champion has its model
+    (mapped.workdir / "export").rename(mapped.workdir / "adopt")
+    done = command(mapped, project, "--base", "v1", "--name", "v2", "--json")
+    shards = json.loads(done.stdout)["shards"]
+    looked = [
+        command(mapped, project, "--release", "v2", "--shards", "99", "--json", verb="verify")
+        for _ in range(2)
+    ]
+    for each in looked:
+        assert each.exit_code == 0, each.output
+        found = json.loads(each.stdout)
+        assert len({(s["row"], s["col"]) for s in found}) == len(found) == shards
+        assert not any(s["differs"] or s["damaged"] for s in found)
+    first, second = (each.stderr.partition("--seed ")[2].split()[0] for each in looked)
+    assert first != second
+    assert looked[0].stdout != looked[1].stdout, "in another order"
+    words = ("--release", "v2", "--shards", "99", "--json", "--seed", first)
+    assert command(mapped, project, *words, verb="verify").stdout == looked[0].stdout
+    refused = command(mapped, project, "--release", "v1", verb="verify")
+    assert "release 'v1' was mapped from another spec" in str(refused.exception)
+
+
+def test_an_update_that_was_begun_is_resumed_and_none_is_begun(mapped, project):
+    words = ("--base", "v1", "--json")
+    refused = command(mapped, project, *words, verb="resume")
+    assert "nothing to resume: the update of v1 to this spec was not begun" in str(
+        refused.exception
+    )
+
+    def dying(spec: MappingSpec, watch: MapWatch) -> ShardRunner:
+        def run(shards: Sequence[ShardKey], write: WriteShard) -> Iterator[ShardReceipt]:
+            yield write(shards[0])
+            raise KeyboardInterrupt
+
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        update_map(replace(mapped, map_runner=dying), "v1")
+    done = command(mapped, project, *words, verb="resume")
+    found = json.loads(done.stdout)
+    assert found["computed"] == found["shards"] - 1
+    refused = command(mapped, project, *words, verb="resume")
+    assert "the update of v1 to this spec is finished" in str(refused.exception)
 
 
 def project_pixel(store: MapReader, row: int, col: int) -> tuple[int, int]:

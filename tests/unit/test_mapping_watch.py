@@ -34,6 +34,9 @@ class Served(QuickPredictor):
     def queue_seconds(self) -> float:
         return 0.25
 
+    def give_up(self) -> None:
+        self.failed["given_up"] = 1
+
 
 def metrics() -> tuple[CollectorRegistry, MappingMetrics]:
     registry = CollectorRegistry()
