@@ -216,7 +216,6 @@ def _rows(section: Section, turns: Sequence[Turn]) -> list[dict[str, Any]]:
             continue
         middle = sorted(taken, key=lambda t: t.seconds)[len(taken) // 2]
         mpixel = section.side**2 / 1e6
-        infer = middle.steps.get("infer")
         rows.append({
             "section": section.name,
             "way": way,
@@ -228,7 +227,6 @@ def _rows(section: Section, turns: Sequence[Turn]) -> list[dict[str, Any]]:
             "core_seconds_per_mpixel": statistics.median(t.core_seconds for t in taken) / mpixel,
             "memory_mb": max(t.memory for t in taken),
             "memory_ratio": max(t.memory for t in taken) / max(t.memory for t in base),
-            "beside_inference": 1 - infer / middle.seconds if infer else None,
             "seconds_per_mpixel": {k: v / mpixel for k, v in middle.steps.items()},
         })  # fmt: skip
     return rows
@@ -263,14 +261,13 @@ def _host(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> dict[s
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     drawn = Table("section", "way", "s", "Mpx/s", "times as fast", "core-s/Mpx", "MB", "memory",
-                  "beside inference", "s/Mpx by step")  # fmt: skip
+                  "s/Mpx by step")  # fmt: skip
     for row in rows:
-        beside = row["beside_inference"]
         drawn.add_row(
             f"{row['section']} {row['side']}²", row["way"], f"{row['seconds']:.1f}",
             f"{row['mpixel_per_second']:.2f}", f"{row['times_as_fast']:.2f}",
             f"{row['core_seconds_per_mpixel']:.3f}", f"{row['memory_mb']:.0f}",
-            f"{row['memory_ratio']:.2f}", "" if beside is None else f"{100 * beside:.1f} %",
+            f"{row['memory_ratio']:.2f}",
             " ".join(f"{k} {v:.3f}" for k, v in row["seconds_per_mpixel"].items()),
         )  # fmt: skip
     return drawn

@@ -78,14 +78,14 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 
 def map_scenes(
     job: Job,
-    exact: OnnxPredictor,
+    model: str,
     mosaics: Mapping[str, Mosaic],
     open_predictor: Callable[[], Predictor],
     *,
     graph_digest: str,
     base: str | None = None,
 ) -> MapOutcome:
-    """Map what :func:`open_inputs` has opened into the job's map store.
+    """Map what :func:`open_inputs` has found into the job's map store.
 
     With the map release ``base`` only what it lacks is mapped: where there are scenes that it did
     not have, could not read or had other files of, and where it was not mapped.
@@ -100,7 +100,7 @@ def map_scenes(
             spec=spec.map,
             legend=spec.resolve_legend(),
             scenes=scene_names(mosaics),
-            model_digest=exact.info.model,
+            model_digest=model,
             spec_digest=pixels_digest(job, graph_digest),
             region=map_region(job),
             run=job.map_runner(spec.map, watch),
@@ -122,7 +122,7 @@ def _since(base: str, store: MapStore, mosaics: Mapping[str, Mosaic], origin: Or
     return Base(base, {zone: part for zone, part in parts.items() if part is not None})
 
 
-Inputs = tuple[OnnxPredictor, dict[str, Mosaic], Callable[[], Predictor]]
+Inputs = tuple[str, dict[str, Mosaic], Callable[[], Predictor]]
 
 
 def stage_inputs(job: Job, needed: Mapping[str, Manifest]) -> Inputs:
@@ -144,12 +144,13 @@ def stage_inputs(job: Job, needed: Mapping[str, Manifest]) -> Inputs:
 
 
 def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> Inputs:
-    """The graph that was gated, the scenes that it fits, and how a worker opens the model."""
+    """Digest of the model whose graph was gated, the scenes that it fits, and how a worker opens
+    the model."""
     mosaics = open_mosaics(job.spec.imagery, job.data)
     exact = OnnxPredictor(graph, threads=1)
     for mosaic in mosaics.values():
         exact.require(legend=job.spec.resolve_legend(), fill=mosaic.fill)
-    return exact, mosaics, job.predictor(job.spec, release, bundle)
+    return exact.info.model, mosaics, job.predictor(job.spec, release, bundle)
 
 
 @contextmanager
