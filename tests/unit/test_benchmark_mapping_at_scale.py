@@ -31,7 +31,8 @@ def run(script: str, result: Path, *arguments: str) -> dict[str, Any]:
 def test_a_country_goes_through_ray_is_killed_at_half_and_ends_complete(tmp_path: Path) -> None:
     found = run("national_dry_run.py", tmp_path / "dry.json", "--area=20000", "--wave=4")
     assert found["shards"] >= found["resume"]["at"] >= found["shards"] / 2
-    assert found["commits"] >= found["shards"] / 4
+    # the kill may fall between a commit and its line in the diary
+    assert found["commits"] >= found["shards"] / 4 - 1
     assert found["store"]["chunks_mb"] > 0, "no chunk may hide in a manifest"
     assert found["resume"]["seconds_to_first_shard"] > 0
     hours = [row["hours"] for row in found["real_run"]]
