@@ -679,6 +679,11 @@ class PublishSpec(Section):
     zooms: Annotated[int, Field(ge=0, le=12)] = Field(4, description="places shown enlarged")
     zoom_size: Annotated[int, Field(ge=16)] = Field(96, description="pixels a side of a zoom")
     notes: tuple[str, ...] = Field((), description="what the reader must know about the data")
+    front: DataPath | None = Field(
+        None,
+        description="front.json of the `terrafine compare --search` that the network was chosen "
+        "by; the report draws its accuracy against its speed",
+    )
 
 
 class MapSpec(Section):

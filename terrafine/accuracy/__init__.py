@@ -10,6 +10,7 @@ from terrafine.accuracy.estimate import (
     estimate,
     mcnemar_mid_p,
 )
+from terrafine.accuracy.front import Front, Place
 from terrafine.accuracy.gate import GateDecision, GateEvidence, RuleResult, decide
 from terrafine.accuracy.published import DONG_MAP_3M, DONG_PRODUCT_10M
 from terrafine.accuracy.report import AccuracyReport, ClassAccuracy, ReferenceKind, assess
@@ -25,10 +26,12 @@ __all__ = [
     "ConfusionMatrix",
     "Estimate",
     "Figure",
+    "Front",
     "GateDecision",
     "GateEvidence",
     "NearEdges",
     "PairedComparison",
+    "Place",
     "PointReference",
     "RasterReference",
     "ReadMap",

@@ -49,6 +49,10 @@ class Figure(BaseModel):
         """``0.764 (0.742 to 0.785)``."""
         return self._text(lambda x: f"{x:.3f}")
 
+    def points(self) -> str:
+        """``+1.62 (+1.44 to +1.79)``, of a difference of shares."""
+        return self._text(lambda x: f"{100 * x:+.2f}")
+
     def _text(self, write: Callable[[float], str]) -> str:
         if self.value is None:
             return "undefined"

@@ -12,12 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving.engines import on_engines
+from terrafine.accuracy import Front
 from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
 from terrafine.comparison import (
     Cell,
     Comparison,
     Plan,
     chart_png,
+    front,
     front_png,
     measure,
     measure_speed,
@@ -39,7 +41,7 @@ FAILED = 1
 def compare(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="comparison file, or a spec for the paper's matrix"),
+        typer.Argument(metavar="FILE", help="comparison file, or a spec to vary"),
     ],
     data: DataOption = None,
     workdir: WorkdirOption = None,
@@ -52,23 +54,31 @@ def compare(
             "--speed", help="also time every variant's network, and draw accuracy against speed"
         ),
     ] = False,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="of a spec: vary what makes its network faster; implies --speed"
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and assess a spec in several variants; cells that are done are not run again.
 
     FILE is a comparison (`base: spec.yaml`, `seeds: [0, 1]`, `variants: {name: {keys of the spec
-    that it sets otherwise}}`; the first variant is the one compared with), or an ordinary spec:
-    then the networks, the norm, the impervious weight and the filter of Dong et al. 2020 are
-    varied one at a time. Tables, JSON and a chart go to WORKDIR/compare/<name of FILE>. A cell
-    that fails is reported, the others go on, and the exit code is 1.
+    that it sets otherwise}}`, or `search: {axis: {name: {keys}}}` for every combination; the first
+    variant is the one compared with), or an ordinary spec: then the networks, the norm, the
+    impervious weight and the filter of Dong et al. 2020 are varied one at a time, with `--search`
+    the stem strides and the pruning. Tables, JSON and a chart go to WORKDIR/compare/<name of
+    FILE>. A cell that fails is reported, the others go on, and the exit code is 1.
 
-    `--speed` runs each variant's exported network on this machine, in turns, and draws front.png:
-    the variants that no other beats in both accuracy and time.
+    `--speed` runs each variant's exported network on this machine, in turns, by the engine that
+    the spec's map.predictor names. It says which is the fastest within 0.5 points of accuracy of
+    the first (`within` of the file), draws front.png, and writes front.json for publish.front.
 
     Examples: `terrafine compare examples/zion.yaml --data ../shared/data/zion_l8_nlcd2011
-    --dry-run`, `terrafine compare networks.yaml --json`
+    --dry-run`, `terrafine compare networks.yaml --json`, `terrafine compare my.yaml --search`
     """
-    plan = read_plan(file)
+    plan = read_plan(file, search=search)
     data_folder = data_root(plan.spec_file, data)
     place = (workdir or Path("runs") / plan.base.name).resolve()
 
@@ -81,15 +91,18 @@ def compare(
     open_reference(plan.base, data_folder)  # before hours of work
     outcomes = run_cells(plan, open_job, _Lines(Console(stderr=True, quiet=as_json)))
     comparison = measure(plan, outcomes)
-    if speed:
+    if speed or search:
         comparison = with_speed(comparison, measure_speed(outcomes))
+    found = front(comparison, plan)
     folder = place / "compare" / plan.name
-    _write(comparison, folder)
+    _write(comparison, found, folder)
     if as_json:
         typer.echo(comparison.model_dump_json(indent=2))
     else:
         console = Console()
         console.print(to_rich(comparison))
+        if found is not None:
+            console.print(found.verdict())
         console.print(f"written: {folder}/comparison.{{md,csv,json,png}}", soft_wrap=True)
     if comparison.failed:
         raise typer.Exit(FAILED)
@@ -132,11 +145,13 @@ def _show_plan(plan: Plan, done: list[tuple[Cell, dict[str, bool]]], as_json: bo
     Console().print(table)
 
 
-def _write(comparison: Comparison, folder: Path) -> None:
+def _write(comparison: Comparison, found: Front | None, folder: Path) -> None:
     storage = Storage.at(folder)
-    storage.write("comparison.md", to_markdown(comparison).encode())
+    verdict = f"\n{found.verdict()}\n" if found is not None else ""
+    storage.write("comparison.md", (to_markdown(comparison) + verdict).encode())
     storage.write("comparison.csv", to_csv(comparison).encode())
     storage.write("comparison.json", comparison.model_dump_json(indent=2).encode())
     storage.write("comparison.png", chart_png(comparison))
-    if any(row.seconds_per_megapixel is not None for row in comparison.rows):
-        storage.write("front.png", front_png(comparison))
+    if found is not None:
+        storage.write("front.json", found.model_dump_json(indent=2).encode())
+        storage.write("front.png", front_png(found))

@@ -1,7 +1,7 @@
 """Comparisons: one spec in several variants, assessed on the same held-out samples."""
 
 from terrafine.comparison.chart import chart_png, front_png
-from terrafine.comparison.matrix import paper_matrix
+from terrafine.comparison.matrix import crossed, paper_matrix, search_axes
 from terrafine.comparison.measure import Comparison, Row, measure
 from terrafine.comparison.plan import Cell, Plan, read_plan
 from terrafine.comparison.run import CellOutcome, Watch, run_cells, stages_done
@@ -16,6 +16,7 @@ __all__ = [
     "Row",
     "Watch",
     "chart_png",
+    "crossed",
     "front",
     "front_png",
     "measure",
@@ -23,6 +24,7 @@ __all__ = [
     "paper_matrix",
     "read_plan",
     "run_cells",
+    "search_axes",
     "stages_done",
     "to_csv",
     "to_markdown",

@@ -6,10 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from terrafine.accuracy import Figure
+from terrafine.accuracy import Figure, Front
 from terrafine.comparison.held_out import PRODUCT
 from terrafine.comparison.measure import Comparison
-from terrafine.comparison.speed import front
 
 _INCHES_PER_ROW = 0.42
 _BLUE, _GREY = "#2a6f97", "#6c757d"
@@ -45,29 +44,31 @@ def chart_png(comparison: Comparison) -> bytes:
     return picture.getvalue()
 
 
-def front_png(comparison: Comparison) -> bytes:
+def front_png(front: Front) -> bytes:
     """PNG bytes: overall accuracy against the time of inference, and the front that is left when
-    every variant that another beats in both is put aside."""
+    every network that another beats in both is put aside; the one to choose is ringed."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(8, 5), dpi=150)
     axes = canvas.subplots()
-    best = front(comparison.rows)
-    for row in comparison.rows:
-        figure = row.report.overall_accuracy if row.report else None
-        if figure is None or figure.value is None or row.seconds_per_megapixel is None:
+    best, chosen = front.best(), front.chosen()
+    for place in front.places:
+        figure, across = place.overall_accuracy, place.seconds_per_megapixel
+        if figure.value is None:
             continue
-        place = row.seconds_per_megapixel
-        colour = _BLUE if row in best else _GREY
+        colour = _BLUE if place in best else _GREY
         if figure.low is not None and figure.high is not None:
-            axes.plot([place, place], [100 * figure.low, 100 * figure.high], color=colour)
-        axes.plot(place, 100 * figure.value, "o", color=colour)
+            axes.plot([across, across], [100 * figure.low, 100 * figure.high], color=colour)
+        axes.plot(across, 100 * figure.value, "o", color=colour)
+        if place == chosen:
+            axes.scatter(across, 100 * figure.value, s=180, facecolors="none", edgecolors=_BLUE)
         axes.annotate(
-            row.variant, (place, 100 * figure.value), (6, 4), textcoords="offset points", fontsize=8
-        )
-    kept = [(r.seconds_per_megapixel, r.report.overall_accuracy.value) for r in best if r.report]
+            place.network, (across, 100 * figure.value), (10, 4),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    kept = [(p.seconds_per_megapixel, p.overall_accuracy.value) for p in best]
     axes.step(
-        [seconds for seconds, _ in kept if seconds is not None],
+        [seconds for seconds, _ in kept],
         [100 * value for _, value in kept if value is not None],
         where="post",
         color=_BLUE,
@@ -77,8 +78,9 @@ def front_png(comparison: Comparison) -> bytes:
     axes.set_xscale("log")
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         ticks("{x:.3g}")
-    axes.set_xlabel("seconds per megapixel (onnxruntime, this machine)")
+    axes.set_xlabel(f"seconds per megapixel ({front.engines()})")
     axes.set_ylabel("overall accuracy, %")
+    axes.set_title(front.verdict(), fontsize=9)
     axes.margins(x=0.2)
     axes.grid(linewidth=0.4)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,11 +1,14 @@
-"""The comparisons of Dong et al. 2020 around any spec, one factor at a time."""
+"""Comparisons around any spec: those of Dong et al. 2020, and the search for a fast network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
+from terrafine.errors import SpecError
+from terrafine.recipes import overlaid
 from terrafine.spec import FilterSpec, MapSpec
 
 Overrides = dict[str, Any]
@@ -16,6 +19,12 @@ _PUBLISHED = {"hrnet_w": 24, "unet_w": 64, "fcdensenet64_k": 12}
 # Section 3.2 raises it from 1 to 3.
 _IMPERVIOUS = "impervious"
 _IMPERVIOUS_WEIGHTS = (1.0, 3.0)
+# The paper's, with the finest branch at half the image's resolution, and a quarter.
+_STRIDES = {"half": (2, 1), "quarter": (2, 2)}
+# Section 3.4; and HRNet's late stages, which hold most of the parameters and are missed least
+# (docs/pruning.md).
+_EVEN: Overrides = {"ratio": 0.4}
+_LATE: Overrides = {"stage_ratios": {"stage3": 0.6, "stage4": 0.75}}
 
 
 def paper_matrix(base: MapSpec) -> dict[str, Overrides]:
@@ -27,6 +36,44 @@ def paper_matrix(base: MapSpec) -> dict[str, Overrides]:
     out.
     """
     return {BASE: {}, **dict(_networks(base)), **dict(_factors(base))}
+
+
+def search_axes(base: MapSpec) -> dict[str, dict[str, Overrides]]:
+    """Axis -> option -> what it changes in ``base``: HRNet's stem strides, and how it is pruned.
+
+    A whole network is trained for as many epochs as a pruned one in all, so that pruning is not
+    praised for the time. SpecError where ``base`` already prunes.
+    """
+    if base.prune.active:
+        raise SpecError(
+            f"{base.name}: the search sets prune.ratio and prune.stage_ratios itself; take them "
+            "out of the spec, or write the search into a file of its own (docs/pruning.md)"
+        )
+    hrnet = base.model.arch.startswith("hrnet")
+    epochs = base.training.epochs + base.prune.epochs + base.prune.fine_tune_epochs
+    pruned = {"even": _EVEN, **({"late": _LATE} if hrnet else {})}
+    strides = {name: {"model": {"stem_strides": list(pair)}} for name, pair in _STRIDES.items()}
+    return {
+        **({"strides": strides} if hrnet else {}),
+        "pruning": {
+            "whole": {"training": {"epochs": epochs}},
+            **{
+                name: {"prune": {**ratios, "coupled": True, "round_to": 8}}
+                for name, ratios in pruned.items()
+            },
+        },
+    }
+
+
+def crossed(axes: Mapping[str, Mapping[str, Overrides | None]]) -> dict[str, Overrides]:
+    """Variant -> what it changes: every option of each axis with every option of the others."""
+    found = {}
+    for options in product(*(axis.items() for axis in axes.values())):
+        merged: Overrides = {}
+        for _, override in options:
+            merged = overlaid(merged, override or {})
+        found["-".join(name for name, _ in options)] = merged
+    return found
 
 
 def _networks(base: MapSpec) -> Iterator[tuple[str, Overrides]]:

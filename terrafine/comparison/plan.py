@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from terrafine.comparison.matrix import paper_matrix
+from terrafine.comparison.matrix import crossed, paper_matrix, search_axes
 from terrafine.errors import SpecError
 from terrafine.recipes import overlaid
 from terrafine.spec import DataPath, MapSpec, Name, Section, parse_spec
@@ -23,6 +23,12 @@ def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+# Points of overall accuracy.
+WITHIN = 0.5
+
+Options = Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
+
+
 class ComparisonSpec(Section):
     """A comparison file. The first variant is the one that the others are compared with."""
 
@@ -30,9 +36,23 @@ class ComparisonSpec(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
         (), description="each variant is run with each; default: the base's"
     )
-    variants: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)] = Field(
-        description="name -> keys of the spec that it sets otherwise than the base"
+    variants: Options | None = Field(
+        None, description="name -> keys of the spec that it sets otherwise than the base"
     )
+    search: Annotated[dict[Name, Options], Field(min_length=1)] | None = Field(
+        None,
+        description="instead of variants: axis -> option -> keys of the spec that it sets; every "
+        "option of each axis is combined with every one of the others",
+    )
+    within: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        WITHIN, description="points of overall accuracy that the fastest may lose to the first"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.variants is None) == (self.search is None):
+            raise ValueError("give either variants or search")
+        return self
 
 
 @dataclass(frozen=True)
@@ -53,12 +73,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison that can be run: ``cells`` seed by seed, ``spec_file`` that of the base."""
+    """A comparison that can be run: ``cells`` seed by seed, ``spec_file`` that of the base,
+    ``within``: points of overall accuracy that the fastest network may lose to the first."""
 
     name: str
     base: MapSpec
     spec_file: Path
     cells: tuple[Cell, ...]
+    within: float = WITHIN
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -71,30 +93,44 @@ class Plan:
         return tuple(dict.fromkeys(cell.seed for cell in self.cells))
 
 
-def read_plan(file: Path) -> Plan:
-    """The comparison of a comparison file, or the paper's matrix around an ordinary spec.
+def read_plan(file: Path, *, search: bool = False) -> Plan:
+    """The comparison of a comparison file, or the paper's matrix around an ordinary spec; with
+    ``search`` the one for a fast network around it.
 
     Every variant is checked before any is run: SpecError names the file, the variant, the key and
     the remedy.
     """
     data = _mapping(file)
-    if "variants" not in data:
-        return _plan(file, file, data, None)
+    if "variants" not in data and "search" not in data:
+        base = _parsed(data, where=str(file))
+        if search:
+            return _plan(f"{file.stem}-search", file, file, data, crossed(search_axes(base)))
+        return _plan(file.stem, file, file, data, paper_matrix(base))
+    if search:
+        raise SpecError(
+            f"{file}: is a comparison already, which --search would make of a spec; leave --search "
+            "out, or give it the spec"
+        )
     try:
         comparison = ComparisonSpec.model_validate(data)
     except ValidationError as error:
         schema = ComparisonSpec.model_json_schema()
         raise SpecError(f"{file}: " + "; ".join(explain_validation(error, schema))) from error
     spec_file = file.parent / comparison.base
-    return _plan(file, spec_file, _mapping(spec_file), comparison)
+    changes = crossed(comparison.search) if comparison.search else comparison.variants
+    plan = _plan(file.stem, file, spec_file, _mapping(spec_file), changes or {}, comparison.seeds)
+    return replace(plan, within=comparison.within)
 
 
 def _plan(
-    file: Path, spec_file: Path, data: Mapping[str, Any], comparison: ComparisonSpec | None
+    name: str,
+    file: Path,
+    spec_file: Path,
+    data: Mapping[str, Any],
+    changes: Mapping[str, Mapping[str, Any] | None],
+    seeds: tuple[int, ...] = (),
 ) -> Plan:
     base = _parsed(data, where=str(spec_file))
-    changes = comparison.variants if comparison else paper_matrix(base)
-    seeds = (comparison.seeds if comparison else ()) or (base.seed,)
     cells = tuple(
         Cell(
             variant,
@@ -103,14 +139,14 @@ def _plan(
                 where=f"{file}: variant {variant}",
             ),
         )
-        for seed in seeds
+        for seed in seeds or (base.seed,)
         for variant, override in changes.items()
     )
     for variant, override in changes.items():
         if "seed" in (override or {}):
             raise SpecError(f"{file}: variant {variant}: seed is set by `seeds`, for all variants")
     _require_one_yardstick(file, cells)
-    return Plan(file.stem, base, spec_file, cells)
+    return Plan(name, base, spec_file, cells)
 
 
 def _require_one_yardstick(file: Path, cells: tuple[Cell, ...]) -> None:
@@ -140,6 +176,6 @@ def _mapping(file: Path) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise SpecError(
             f"{file}: neither a spec nor a comparison, which are YAML mappings; a comparison has "
-            "the keys base and variants"
+            "the keys base and variants (or search)"
         )
     return data

@@ -15,6 +15,8 @@ from terrafine.mapping.predictor import (
     Served,
     TorchPredictor,
     local_predictor,
+    open_torch,
+    threads_of,
     windows_at_once,
 )
 from terrafine.mapping.reader import (
@@ -85,10 +87,12 @@ __all__ = [
     "map_all",
     "map_image",
     "open_map",
+    "open_torch",
     "plan_all",
     "release_record",
     "renumbered",
     "run_states",
+    "threads_of",
     "verify_sample",
     "windows_at_once",
 ]

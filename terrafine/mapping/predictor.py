@@ -36,6 +36,7 @@ __all__ = [
     "engine_errors",
     "local_predictor",
     "open_torch",
+    "threads_of",
     "windows_at_once",
 ]
 
@@ -252,7 +253,7 @@ def local_predictor(spec: MapSpec, release: Release, bundle: Path) -> Callable[[
     ``bundle``: folder of the network that ``release`` was exported from.
     """
     settings = spec.map
-    threads = _threads(settings)
+    threads = threads_of(settings)
     if settings.predictor == "onnx":
         return partial(OnnxPredictor, release.graph("fp32"), threads=threads)
     if settings.predictor == "openvino":
@@ -272,12 +273,12 @@ def windows_at_once(settings: MappingSpec) -> int:
     """How many windows a worker asks about at the same time."""
     if settings.predictor == "triton":
         return _ASKED_OF_SERVERS
-    return _threads(settings) if settings.predictor == "openvino_bf16" else 1
+    return threads_of(settings) if settings.predictor == "openvino_bf16" else 1
 
 
 _ASKED_OF_SERVERS = 4
 
 
-def _threads(settings: MappingSpec) -> int:
-    """Of the predictor in each worker: several workers share the cores of one machine."""
+def threads_of(settings: MappingSpec) -> int:
+    """Threads of the predictor in each worker: several workers share the cores of one machine."""
     return settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 Format = Callable[[float], str]
 
@@ -45,6 +46,17 @@ class ClassRow:
     color: str
     map: Estimated | None
     product: Estimated | None
+
+
+@dataclass(frozen=True)
+class FrontPlace:
+    """A network of a front chart: on the front or not, ``own``: the one that made this map."""
+
+    name: str
+    seconds: float
+    accuracy: Estimated
+    best: bool
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,47 @@ def histogram(values: npt.NDArray[np.float64], threshold: float, *, label: str) 
     x = across.at(threshold)
     _add(svg, "line", "threshold", x1=x, x2=x, y1=top - 6, y2=height - bottom)
     _text(svg, x + 5, top, f"dropped below {percent(threshold)}", "tick")
+    return _markup(svg)
+
+
+def front_chart(places: Sequence[FrontPlace], *, label: str) -> Markup:
+    """Overall accuracy against seconds per megapixel, which grow by factors; the front as steps."""
+    width, height, left, top, bottom = 640, 300, 60, 16, 46
+    right = width - 24
+    svg = _svg(width, height, label)
+    shown = [p for p in places if p.accuracy.value is not None]
+    ends = [v for p in shown for v in (p.accuracy.low, p.accuracy.value, p.accuracy.high)]
+    ys = [value for value in ends if value is not None] or [0.0, 1.0]
+    xs = [np.log10(p.seconds) for p in shown] or [0.0]
+    across = _Axis(min(xs) - 0.08, max(xs) + 0.3, left, right)
+    margin = 0.1 * (max(ys) - min(ys)) or 0.01
+    up = _Axis(min(ys) - margin, max(ys) + margin, height - bottom, top)
+    for value in up.ticks(5):
+        y = up.at(value)
+        _add(svg, "line", "grid", x1=left, x2=right, y1=y, y2=y)
+        _text(svg, left - 6, y + 4, percent(value), "tick end")
+    for value in LogLocator(subs=(1, 2, 5)).tick_values(10**across.low, 10**across.high):
+        if across.low <= np.log10(value) <= across.high:
+            x = across.at(float(np.log10(value)))
+            _add(svg, "line", "grid", x1=x, x2=x, y1=top, y2=height - bottom)
+            _text(svg, x, height - bottom + 16, plain(value), "tick middle")
+    _text(svg, (left + right) / 2, height - 6, "seconds per megapixel", "tick middle")
+    best = sorted((p for p in shown if p.best), key=lambda p: p.seconds)
+    corners = [(across.at(np.log10(p.seconds)), up.at(p.accuracy.value or 0.0)) for p in best]
+    steps = [f"{x},{before} {x},{y}" for (_, before), (x, y) in pairwise(corners)]
+    if steps:
+        x, y = corners[0]
+        _add(svg, "polyline", "line final", points=f"{x},{y} {' '.join(steps)}")
+    for p in shown:
+        x, style = across.at(np.log10(p.seconds)), "map" if p.best else "product"
+        if p.accuracy.low is not None and p.accuracy.high is not None:
+            low, high = up.at(p.accuracy.low), up.at(p.accuracy.high)
+            _add(svg, "line", f"whisker {style}", x1=x, x2=x, y1=low, y2=high)
+        y = up.at(p.accuracy.value or 0.0)
+        _add(svg, "circle", f"dot {style}", cx=x, cy=y, r=4.5)
+        if p.own:
+            _add(svg, "circle", "ring", cx=x, cy=y, r=9)
+        _text(svg, x + 12, y - 6, p.name, "name")
     return _markup(svg)
 
 

@@ -17,14 +17,16 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from terrafine.accuracy import AccuracyReport, Figure, GateDecision, PairedComparison
+from terrafine.accuracy import AccuracyReport, Figure, Front, GateDecision, PairedComparison
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend, UInt8Array
 from terrafine.pruning import PruningRecord
 from terrafine.publish.charts import (
     ClassRow,
     Estimated,
+    FrontPlace,
     Series,
+    front_chart,
     histogram,
     interval_chart,
     line_chart,
@@ -55,6 +57,7 @@ class ReportData:
     reference; ``difference``: map (first) with product (second). Histories hold one mapping per
     epoch: epoch, learning_rate, train_loss, validation_loss, validation_agreement, seconds.
     ``pruning``: what was taken from the trained network, None where nothing was.
+    ``front``: the search that the network was chosen by, ``model``: digest of the one that mapped.
     ``agreement``: (n,) share 0..1 per training chip, against ``agreement_threshold``.
     ``provenance``: nested mappings and lists of plain values, shown as they are.
     """
@@ -74,6 +77,8 @@ class ReportData:
     preliminary_history: Sequence[EpochRow] = ()
     history: Sequence[EpochRow] = ()
     pruning: PruningRecord | None = None
+    front: Front | None = None
+    model: str = ""
     agreement: npt.NDArray[np.float64] | None = None
     agreement_threshold: float = 0.2
     notes: tuple[str, ...] = ()
@@ -288,6 +293,7 @@ def _charts(data: ReportData) -> dict[str, Markup | None]:
     return {
         "f1": _f1_chart(data) if has_accuracy else None,
         "agreement": _agreement_chart(data),
+        "front": _front_chart(data.front, data.model) if data.front else None,
         **_training_charts(data),
     }
 
@@ -308,6 +314,21 @@ def _f1_chart(data: ReportData) -> Markup:
 
 def _estimated(figure: Figure) -> Estimated:
     return Estimated(figure.value, figure.low, figure.high)
+
+
+def _front_chart(front: Front, model: str) -> Markup:
+    best = front.best()
+    places = [
+        FrontPlace(
+            name=place.network,
+            seconds=place.seconds_per_megapixel,
+            accuracy=_estimated(place.overall_accuracy),
+            best=place in best,
+            own=model in place.models,
+        )
+        for place in front.places
+    ]
+    return front_chart(places, label="Overall accuracy of each network against its time")
 
 
 def _kept(data: ReportData) -> dict[str, float] | None:

@@ -173,7 +173,9 @@ def _refuse(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
 
 def _files(spec: MapSpec) -> list[str]:
     labels = [spec.labels.file] if spec.labels else []
-    return [*scene_files(spec), *labels, *([spec.assess.reference.file] if spec.assess else [])]
+    reference = [spec.assess.reference.file] if spec.assess else []
+    front = [spec.publish.front] if spec.publish.front else []
+    return [*scene_files(spec), *labels, *reference, *front]
 
 
 PUBLISH = Stage(

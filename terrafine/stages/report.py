@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from terrafine.accuracy import AccuracyReport, GateDecision
+from terrafine.accuracy import AccuracyReport, Front, GateDecision
+from terrafine.errors import StageError
 from terrafine.export import read_release
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import UInt8Array
@@ -26,6 +27,7 @@ from terrafine.publish import (
     render_report,
 )
 from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster
+from terrafine.spec import resolve_in
 from terrafine.stages.assess import EVIDENCE, open_reference
 from terrafine.stages.engine import Job, Manifest, read_json, versions
 from terrafine.stages.filter import filtered_chips
@@ -75,6 +77,7 @@ def write_report(
         spec_text=spec.to_yaml(),
         reference_title=f"Reference: {spec.assess.reference.file}" if spec.assess else "",
         accuracy=layers.accuracy if layers else None,
+        front=_front(job),
     )
     data = _adopted(job, needed, data) if "adopt" in needed else _trained(job, needed, data)
     path.write_text(render_report(data), encoding="utf-8")
@@ -82,7 +85,8 @@ def write_report(
 
 def _adopted(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> ReportData:
     """With the verdict that the champion was released with."""
-    return replace(data, gate=read_release(job.output(needed["adopt"], "release")).info.gate)
+    info = read_release(job.output(needed["adopt"], "release")).info
+    return replace(data, gate=info.gate, model=info.model)
 
 
 def _trained(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> ReportData:
@@ -98,6 +102,7 @@ def _trained(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> Repo
         preliminary_history=_history(job, needed["train-preliminary"]),
         history=_history(job, needed["train"]),
         pruning=_pruning(job, needed["prune"]),
+        model=str(needed["assess"].metrics["model"]),
         agreement=agreement[np.isfinite(agreement)],
         agreement_threshold=job.spec.filter.min_agreement,
     )
@@ -173,6 +178,19 @@ def _pruning(job: Job, manifest: Manifest) -> PruningRecord | None:
     if "pruning" not in manifest.outputs:
         return None
     return read_json(job.output(manifest, "pruning"), TypeAdapter(PruningRecord))
+
+
+def _front(job: Job) -> Front | None:
+    if job.spec.publish.front is None:
+        return None
+    path = resolve_in(job.data, job.spec.publish.front)
+    try:
+        return Front.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StageError(
+            f"publish.front {path}: not the front.json of a `terrafine compare --speed` "
+            f"({error.error_count()} things in it are not as written there); copy it again"
+        ) from error
 
 
 def _provenance(

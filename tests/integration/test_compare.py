@@ -18,9 +18,10 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+from terrafine.accuracy import Front
 from terrafine.chips import open_chips
 from terrafine.cli.main import app
-from terrafine.comparison import Comparison, Row, front, read_plan
+from terrafine.comparison import Comparison, read_plan
 from terrafine.errors import StageError
 from terrafine.geometry import Window
 from terrafine.raster import open_mosaics
@@ -266,27 +267,6 @@ def test_a_damaged_held_out_map_is_named(compared: Compared, tmp_path: Path) -> 
         HeldOutMap(path).read("epsg32650", Window(0, 0, 4, 4))
 
 
-def test_the_front_keeps_what_nothing_beats_in_both_speed_and_accuracy(compared: Compared) -> None:
-    row = next(r for r in compared.found.rows if r.report is not None)
-    assert row.report is not None
-
-    def variant(name: str, seconds: float | None, accuracy: float) -> Row:
-        figure = row.report.overall_accuracy.model_copy(update={"value": accuracy})
-        report = row.report.model_copy(update={"overall_accuracy": figure})
-        update = {"variant": name, "seconds_per_megapixel": seconds, "report": report}
-        return row.model_copy(update=update)
-
-    rows = [
-        variant("slow and best", 4.0, 0.9),
-        variant("slower, no better", 5.0, 0.9),
-        variant("fast", 1.0, 0.8),
-        variant("fast, but worse", 2.0, 0.7),
-        variant("between", 2.0, 0.85),
-        variant("not timed", None, 0.99),
-    ]
-    assert [r.variant for r in front(rows)] == ["fast", "between", "slow and best"]
-
-
 @pytest.mark.slow
 def test_speed_is_measured_on_the_graph_that_would_be_served(compared: Compared) -> None:
     file = compared.file.with_name("speed.yaml")
@@ -301,3 +281,7 @@ def test_speed_is_measured_on_the_graph_that_would_be_served(compared: Compared)
     folder = compared.workdir / "compare" / "speed"
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "s / megapixel" in (folder / "comparison.md").read_text()
+    found = Front.model_validate_json((folder / "front.json").read_bytes())
+    assert [(p.network, p.engine) for p in found.places] == [("plain", "onnx"), ("wide", "onnx")]
+    assert found.verdict() in (folder / "comparison.md").read_text()
+    assert found.of(next(iter(plain.models.values()))) == found.places[0]

@@ -93,9 +93,77 @@ def test_the_matrix_around_another_base_turns_each_factor_the_other_way() -> Non
     }
 
 
+def test_a_search_combines_every_option_of_each_axis_with_every_one_of_the_others(
+    tmp_path: Path,
+) -> None:
+    pruned = {"prune": {"ratio": 0.5, "stage_ratios": {"stem": 0.25}}}
+    plan = read_plan(
+        comparison_file(
+            tmp_path,
+            within=0.3,
+            search={
+                "strides": {
+                    "half": {"model": {"arch": "hrnet_w2", "stem_strides": [2, 1]}},
+                    "quarter": {"model": {"arch": "hrnet_w2", "stem_strides": [2, 2]}},
+                },
+                "pruning": {"whole": None, "half-pruned": pruned},
+            },
+        )
+    )
+    assert plan.within == 0.3
+    assert {
+        cell.variant: (cell.spec.model.stem_strides, cell.spec.prune.ratio) for cell in plan.cells
+    } == {
+        "half-whole": ((2, 1), 0.0),
+        "half-half-pruned": ((2, 1), 0.5),
+        "quarter-whole": ((2, 2), 0.0),
+        "quarter-half-pruned": ((2, 2), 0.5),
+    }
+    assert plan.cells[-1].spec.prune.stage_ratios == {"stem": 0.25}
+
+
+def test_the_search_around_a_spec_varies_strides_and_pruning_at_equal_epochs(
+    tmp_path: Path,
+) -> None:
+    hrnet = spec_file(
+        tmp_path,
+        model={"arch": "hrnet_w24"},
+        training={**SPEC["training"], "epochs": 9},
+        prune={"epochs": 2, "fine_tune_epochs": 4},
+    )
+    plan = read_plan(hrnet, search=True)
+    assert plan.name == "spec-search", "the paper's matrix around the same spec keeps its results"
+    first, *_ = plan.cells
+    assert (first.variant, first.spec.model.stem_strides) == ("half-whole", (2, 1))
+    assert [cell.variant for cell in plan.cells] == [
+        "half-whole", "half-even", "half-late", "quarter-whole", "quarter-even", "quarter-late",
+    ]  # fmt: skip
+    for cell in plan.cells:
+        prune = cell.spec.prune
+        pruning = prune.epochs + prune.fine_tune_epochs if prune.active else 0
+        assert cell.spec.training.epochs + pruning == 9 + 2 + 4, cell.variant
+        assert prune.active == (not cell.variant.endswith("whole"))
+        assert not prune.active or (prune.coupled and prune.round_to == 8)
+
+    unet = read_plan(spec_file(tmp_path, model={"arch": "unet_w16"}), search=True)
+    assert [cell.variant for cell in unet.cells] == ["whole", "even"], "strides are HRNet's"
+
+
+def test_a_search_is_refused_where_it_would_overrule_or_be_overruled(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"the search sets prune\.ratio"):
+        read_plan(spec_file(tmp_path, prune={"ratio": 0.3}), search=True)
+    with pytest.raises(SpecError, match="is a comparison already"):
+        read_plan(comparison_file(tmp_path, variants={"a": {}}), search=True)
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        ({"variants": {"a": {}}, "search": {"x": {"b": {}}}}, "give either variants or search"),
+        ({"search": {}}, "search"),
+        ({"search": {"x": {}}}, "search"),
+        ({"search": {"x": {"b": {"model": {"arhc": "y"}}}}}, "variant b: unknown key 'model.arhc'"),
+        ({"variants": {"a": {}}, "within": -1}, "within"),
         ({"variants": {"a": {"model": {"arhc": "x"}}}}, r"variant a: unknown key 'model.arhc'"),
         ({"variants": {"a": {"model": {"arch": "vgg"}}}}, r"variant a: model.arch"),
         ({"variants": {}}, "variants"),

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from terrafine.accuracy import DONG_MAP_3M, ConfusionMatrix, Samples, assess
+from terrafine.accuracy import DONG_MAP_3M, ConfusionMatrix, Figure, Front, Place, Samples, assess
 from terrafine.geometry import Window
 from terrafine.legend import SEVEN, LandClass, Legend
 from terrafine.pruning import Cost, PrunedLayer, PruningRecord
@@ -113,6 +113,36 @@ def test_gate_training_and_provenance_are_there(page: str) -> None:
     ):
         assert expected in text
     assert page.count("<svg") == 5
+
+
+def test_the_search_that_the_network_was_chosen_by_is_drawn_and_the_own_network_ringed() -> None:
+    assert "Accuracy against speed" not in text_of(render_report(reports.promoted()))
+    places = [
+        Place(
+            network=name, engine="openvino_bf16", threads=2, seconds_per_megapixel=seconds,
+            overall_accuracy=Figure(value=value, low=value - 0.004, high=value + 0.004),
+            over_first=None if over is None else Figure(value=over, low=-0.006, high=0.002),
+            parameters=1000, macs_per_pixel=400, models=(f"model-{name}",),
+        )
+        for name, seconds, value, over in (
+            ("half-whole", 2.4, 0.88, None), ("half-late", 1.4, 0.86, -0.02),
+            ("quarter-late", 0.4, 0.878, -0.002), ("quarter-<even>", 0.3, 0.8, -0.08),
+        )
+    ]  # fmt: skip
+    front = Front(name="s", first="half-whole", statement="", within=0.005, places=tuple(places))
+    data = replace(reports.promoted(), front=front, model="model-quarter-late")
+    page = render_report(data)
+    text = text_of(page)
+    assert "The fastest within 0.5 points of half-whole: quarter-late, 6.0 times faster" in text
+    assert "openvino_bf16 on 2 threads" in text
+    assert "Ringed: the one that made this map." in text
+    assert "quarter-late 87.80 (87.40 to 88.20) -0.20 (-0.60 to +0.20) 0.4 6.00" in text
+    chart = re.findall(r'<svg[^>]*aria-label="Overall accuracy of each network.*?</svg>', page)[0]
+    assert chart.count('class="ring"') == 1
+    assert chart.count('class="dot map"') == 3, "half-late is slower and worse than quarter-late"
+    assert chart.count('class="dot product"') == 1
+    other = text_of(render_report(replace(data, model="another")))
+    assert "The network of this map is none of them." in other
 
 
 def test_what_was_pruned_is_told_part_by_part() -> None:
