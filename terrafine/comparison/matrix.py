@@ -25,6 +25,7 @@ _STRIDES = {"half": (2, 1), "quarter": (2, 2)}
 # (docs/pruning.md).
 _EVEN: Overrides = {"ratio": 0.4}
 _LATE: Overrides = {"stage_ratios": {"stage3": 0.6, "stage4": 0.75}}
+_LATER: Overrides = {"stage_ratios": {"stage1": 0.3, "stage3": 0.75, "stage4": 0.8}}
 
 
 def paper_matrix(base: MapSpec) -> dict[str, Overrides]:
@@ -51,7 +52,7 @@ def search_axes(base: MapSpec) -> dict[str, dict[str, Overrides]]:
         )
     hrnet = base.model.arch.startswith("hrnet")
     epochs = base.training.epochs + base.prune.epochs + base.prune.fine_tune_epochs
-    pruned = {"even": _EVEN, **({"late": _LATE} if hrnet else {})}
+    pruned = {"even": _EVEN, **({"late": _LATE, "later": _LATER} if hrnet else {})}
     strides = {name: {"model": {"stem_strides": list(pair)}} for name, pair in _STRIDES.items()}
     return {
         **({"strides": strides} if hrnet else {}),

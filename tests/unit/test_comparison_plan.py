@@ -136,7 +136,8 @@ def test_the_search_around_a_spec_varies_strides_and_pruning_at_equal_epochs(
     first, *_ = plan.cells
     assert (first.variant, first.spec.model.stem_strides) == ("half-whole", (2, 1))
     assert [cell.variant for cell in plan.cells] == [
-        "half-whole", "half-even", "half-late", "quarter-whole", "quarter-even", "quarter-late",
+        "half-whole", "half-even", "half-late", "half-later",
+        "quarter-whole", "quarter-even", "quarter-late", "quarter-later",
     ]  # fmt: skip
     for cell in plan.cells:
         prune = cell.spec.prune
