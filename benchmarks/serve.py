@@ -1,13 +1,21 @@
-"""What a model server costs beyond the model: time and bytes, as they are measured.
+"""What a model server costs beyond the model, what precisions are worth, what many clients get.
 
     python benchmarks/serve.py                                   # hrnet_w24, windows of 1024
-    python benchmarks/serve.py --arch unet_w16 --window 256 --batches 1 4 --json /tmp/unet.json
+    python benchmarks/serve.py --sections overhead --arch unet_w16 --window 256 --batches 1 4
     python benchmarks/serve.py --release runs/a/export/latest/release runs/b/export/latest/release
+    python benchmarks/serve.py --sections precisions --spec runs/a.yaml --data data \\
+        --bundle runs/a/train/latest/model runs/a/prune/latest/model  # a trained model, its imagery
 
-The same windows go through onnxruntime in this process and through a real Triton on this machine,
-by gRPC over the loopback and by shared memory, in turns, so that ratios hold on a busy machine.
-Without --release the networks are drawn at random, unpruned and pruned: no figure depends on what
-they have learnt. (A script called serving.py would hide the package it measures.)
+overhead: the same windows go through onnxruntime in this process and through a real Triton on this
+machine, by gRPC over the loopback and by shared memory. precisions: fp32, fp16 and int8 without and
+with that server, and how far they say the same. clients: several at once of one server, held
+against the right answers. All in turns, so that ratios hold on a busy machine.
+
+Without --release or --bundle the networks are drawn at random, unpruned and pruned: no figure but
+the agreement of precisions depends on what they have learnt; for that take --bundle. A release is
+asked about the two windows in it, of which the first may have calibrated its int8. Sections that
+are not run keep their figures in the JSON. (A script called serving.py would hide the package it
+measures.)
 """
 
 from __future__ import annotations
@@ -16,42 +24,29 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
-import torch
 from rich.console import Console
 from rich.table import Table
+from serve_clients import ClientsRow, clients, clients_table
+from serve_precisions import precision_table, precisions
+from serve_subjects import BARE, Subject, served, subjects, take_turns
 
 from serving.triton.client import TritonPredictor
-from serving.triton.endpoint import Endpoint
-from serving.triton.lifecycle import Lifecycle
-from serving.triton.repository import ModelRepository
-from serving.triton.server import TritonServer
-from terrafine.accuracy import GateDecision, RuleResult
-from terrafine.export import BundleInfo, Release, read_release, write_release
-from terrafine.legend import SEVEN
 from terrafine.mapping import OnnxPredictor
-from terrafine.models import RawInput, RawModel, build_network, changed_channels
-from terrafine.models.layers import BatchNorm
-from terrafine.progress import progress
-from terrafine.pruning import plan_pruning, without_zeroed, zero_filters
-from terrafine.spec import ExportSpec, ModelSpec, PruneSpec, ServeSpec
+from terrafine.spec import ServeSpec
 from terrafine.telemetry import RequestRecord
 
 RESULT = Path(__file__).parent / "results" / "serving.json"
-BANDS = ("red", "green", "blue", "nir")
+VARIANTS = ("fp32", "fp16", "int8")
 # of wall time beyond the bare run; bytes per pixel on the wire
 AIMS = {"shared memory": 0.10, "gRPC": 0.20, "sent": 8.0, "received": 3.0}
-BARE = "onnxruntime"
 
 
 class Counted:
@@ -78,6 +73,7 @@ class Row:
     """
 
     network: str
+    window: int
     variant: str
     batch: int
     way: str
@@ -89,97 +85,78 @@ class Row:
     compute: float
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    """Export, serve, measure; print the table and write the JSON."""
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """Export, serve, measure; print the tables and write the JSON."""
     options = _options(arguments)
-    rows: list[Row] = []
+    measured = {"overhead": overhead, "precisions": precisions, "clients": clients}
+    drawn = {"overhead": overhead_table, "precisions": precision_table, "clients": clients_table}
+    rows: dict[str, list[Any]] = {section: [] for section in options.sections}
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
-        for name, release in _releases(options, Path(folder)):
-            for variant in options.variants:
-                if variant in release.info.graphs:
-                    rows += measure(name, release, variant, options, Path(folder))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    result = {**_circumstances(options), "aims": AIMS, "rows": [asdict(row) for row in rows]}
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
-    Console(width=120).print(table(rows, f"windows of {options.window}, {options.threads} threads"))
+        for subject in subjects(options, Path(folder)):
+            for section in options.sections:
+                rows[section] += measured[section](subject, options, Path(folder))
+    _write(rows, options)
+    for section, found in rows.items():
+        Console(width=140).print(drawn[section](found))
+    _require_right(rows.get("clients", []))
     return rows
 
 
-def measure(
-    network: str, release: Release, variant: Any, options: argparse.Namespace, folder: Path
+def overhead(subject: Subject, options: argparse.Namespace, folder: Path) -> list[Row]:
+    """All batch sizes and ways of the chosen graphs, over one server each."""
+    return [
+        row
+        for variant in options.variants
+        if variant in subject.release.info.graphs
+        for row in _overhead(subject, variant, options, folder)
+    ]
+
+
+def _overhead(
+    subject: Subject, variant: Any, options: argparse.Namespace, folder: Path
 ) -> list[Row]:
-    """All batch sizes and ways of one graph, over one server."""
-    size = release.info.window
-    shape = (options.windows, len(release.info.bands), size, size)
-    windows = np.random.default_rng(0).integers(1, 300, shape, dtype=np.uint16)
+    release, windows_NCHW = subject.release, subject.windows_NCHW
     spec = ServeSpec(
         variant=variant, max_batch=max(options.batches), threads=options.threads, queue_delay_ms=0
     )
     bare = OnnxPredictor(release.graph(variant), threads=options.threads)
     rows = []
-    with _served(release, spec, folder) as url, ExitStack() as clients:
+    with served(release, [spec], folder) as url, ExitStack() as stack:
         for batch in options.batches:
             counted = {"gRPC": Counted(), "shared memory": Counted()}
             triton = {
-                way: clients.enter_context(
+                way: stack.enter_context(
                     TritonPredictor(
                         url, shared_memory=way == "shared memory", max_batch=batch, observer=count
                     )
                 )
                 for way, count in counted.items()
             }
-            ways = {BARE: bare.predict, **{way: client.predict for way, client in triton.items()}}
-            heading = f"{network} {variant} x{batch}"
-            seconds, server = _rounds(ways, windows, batch, options.rounds, triton["gRPC"], heading)
+            taken = take_turns(
+                {BARE: bare.predict, **{way: client.predict for way, client in triton.items()}},
+                windows_NCHW,
+                batch=batch,
+                rounds=options.rounds,
+                heading=f"{subject.name} {variant} x{batch}",
+                counted=lambda client=triton["gRPC"]: _counted(client),
+            )
             rows += [
                 Row(
-                    network=network,
+                    network=subject.name,
+                    window=release.info.window,
                     variant=variant,
                     batch=batch,
                     way=way,
-                    seconds_per_window=min(seconds[way]) / len(windows),
-                    overhead=_overhead(seconds[way], seconds[BARE]),
+                    seconds_per_window=min(own.seconds) / len(windows_NCHW),
+                    overhead=own.times(taken[BARE]) - 1,
                     sent_per_pixel=_ratio(counted.get(way), "sent"),
                     received_per_pixel=_ratio(counted.get(way), "received"),
-                    queue=server[way][0],
-                    compute=server[way][1],
+                    queue=own.queue,
+                    compute=own.compute,
                 )
-                for way in ways
+                for way, own in taken.items()
             ]
     return rows
-
-
-def _rounds(
-    ways: Mapping[str, Callable[[Any], Any]],
-    windows: Any,
-    batch: int,
-    rounds: int,
-    counter: TritonPredictor,
-    heading: str,
-) -> tuple[dict[str, list[float]], dict[str, tuple[float, float]]]:
-    """Seconds for all windows, round by round, and Triton's own per window."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    server: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    with progress(heading, total=(rounds + 1) * len(ways), unit="turn") as task:
-        for turn in range(rounds + 1):
-            for way, predict in ways.items():
-                before = _counted(counter)
-                began = time.perf_counter()
-                for start in range(0, len(windows), batch):
-                    predict(windows[start : start + batch])
-                took = time.perf_counter() - began
-                # the first turn makes plans, takes memory and registers regions
-                if turn:
-                    seconds[way].append(took)
-                    waited = zip(_counted(counter), before, strict=True)
-                    queue, compute = ((now - then) / len(windows) for now, then in waited)
-                    server[way].append((queue, compute))
-                task.advance()
-    medians = {
-        way: (statistics.median(q for q, _ in found), statistics.median(c for _, c in found))
-        for way, found in server.items()
-    }
-    return seconds, medians
 
 
 def _counted(client: TritonPredictor) -> tuple[float, float]:
@@ -187,128 +164,91 @@ def _counted(client: TritonPredictor) -> tuple[float, float]:
     return found.queue_seconds, found.compute_seconds
 
 
-def _overhead(seconds: list[float], bare: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(seconds, bare, strict=True)) - 1
-
-
 def _ratio(counted: Counted | None, what: str) -> float:
     return getattr(counted, what) / counted.pixels if counted else 0.0
 
 
-@contextmanager
-def _served(release: Release, spec: ServeSpec, folder: Path) -> Iterator[str]:
-    """The address of a Triton that serves one graph."""
-    place = Path(tempfile.mkdtemp(dir=folder))
-    with TritonServer(place / "repository", folder=place / "server") as server:
-        with Endpoint(server.grpc_url.removeprefix("grpc://")) as endpoint:
-            lifecycle = Lifecycle(ModelRepository(server.repository, spec.name), [endpoint])
-            lifecycle.deploy(release, spec)
-            lifecycle.promote()
-        yield server.grpc_url
-
-
-def _releases(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Release]]:
-    if options.release:
-        for place in options.release:
-            yield str(place), read_release(place)
-        return
-    for ratio in options.ratios:
-        name = f"{options.arch} pruned by {ratio:g}" if ratio else options.arch
-        yield name, _made(folder / f"release-{ratio:g}", ratio, options)
-
-
-def _made(folder: Path, ratio: float, options: argparse.Namespace) -> Release:
-    """A release of a network that nobody trained."""
-    model = ModelSpec(arch=options.arch)
-    network = build_network(model, bands=len(BANDS), classes=len(SEVEN.classes)).eval()
-    for norm in (m for m in network.modules() if isinstance(m, BatchNorm)):
-        # residual blocks start as the identity; a trained one computes something
-        torch.nn.init.constant_(norm.weight, 0.5)
-    if ratio:
-        spec = PruneSpec(ratio=ratio, coupled=True, round_to=8)
-        plan = plan_pruning(network, spec, bands=len(BANDS))
-        zero_filters(network, plan)
-        network = without_zeroed(network, plan)
-    mean, std = (150.0,) * len(BANDS), (80.0,) * len(BANDS)
-    info = BundleInfo(
-        model=model,
-        bands=BANDS,
-        fill=0,
-        mean=mean,
-        std=std,
-        legend=SEVEN,
-        channels=changed_channels(network, model),
-    )
-    shape = (1, len(BANDS), options.window, options.window)
-    windows = np.random.default_rng(1).integers(1, 300, shape, dtype=np.uint16)
-    rule = RuleResult(name="none", passed=True, required="-", found="-", reason="")
-    return write_release(
-        folder,
-        RawModel(RawInput(mean, std, 0), network).eval(),
-        info,
-        windows,
-        name=folder.name,
-        gate=GateDecision(passed=True, subject="benchmark", evidence="none", rules=(rule,)),
-        window=options.window,
-        # how well graphs agree is not measured here, and a random network's hardly do
-        spec=ExportSpec(
-            variants=options.variants,
-            min_class_agreement=0,
-            max_probability_error=1,
-            reduced_class_agreement={"fp16": 0, "int8": 0},
-        ),
-    )
-
-
-def table(rows: Sequence[Row], title: str) -> Table:
+def overhead_table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
     drawn = Table(
         "network", "graph", "batch", "way", "s/window", "overhead", "B/px out", "back", "queue, ms",
-        "compute, ms", title=title,
+        "compute, ms", title="overhead",
     )  # fmt: skip
     for row in rows:
-        served = row.way != BARE
+        asked = row.way != BARE
         drawn.add_row(
-            row.network,
+            f"{row.network} {row.window}²",
             row.variant,
             str(row.batch),
             row.way,
             f"{row.seconds_per_window:.3f}",
-            f"{100 * row.overhead:+.1f} %" if served else "",
-            f"{row.sent_per_pixel:.2f}" if served else "",
-            f"{row.received_per_pixel:.2f}" if served else "",
-            f"{1000 * row.queue:.1f}" if served else "",
-            f"{1000 * row.compute:.0f}" if served else "",
+            f"{100 * row.overhead:+.1f} %" if asked else "",
+            f"{row.sent_per_pixel:.2f}" if asked else "",
+            f"{row.received_per_pixel:.2f}" if asked else "",
+            f"{1000 * row.queue:.1f}" if asked else "",
+            f"{1000 * row.compute:.0f}" if asked else "",
         )
     return drawn
 
 
+def _write(rows: dict[str, list[Any]], options: argparse.Namespace) -> None:
+    """The sections that were run, with what they were run on; the others stay."""
+    found = json.loads(options.json.read_text()) if options.json.exists() else {}
+    for section, own in rows.items():
+        found[section] = {**_circumstances(options), "rows": [asdict(row) for row in own]}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({**found, "aims": AIMS}, indent=1) + "\n")
+
+
+def _require_right(rows: Sequence[ClientsRow]) -> None:
+    wrong, failed = (sum(getattr(row, name) for row in rows) for name in ("wrong", "failed"))
+    if wrong or failed:
+        raise SystemExit(f"{wrong} answers were wrong and {failed} requests failed; none may be")
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    names = ("overhead", "precisions", "clients")
+    parser.add_argument("--sections", nargs="+", default=names, choices=names)
     parser.add_argument("--arch", default="hrnet_w24")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument(
         "--windows", type=int, default=4, help="in a turn; a multiple of each batch"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--variants", nargs="+", default=["fp32"], choices=("fp32", "fp16", "int8"))
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4], help="precisions take the first"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", default=["fp32"], choices=VARIANTS, help="of overhead and clients"
+    )
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.4], help="pruned")
     parser.add_argument("--release", type=Path, nargs="+", help="folders, instead of --arch")
+    parser.add_argument("--bundle", type=Path, nargs="+", help="models of the run of --spec")
+    parser.add_argument("--spec", type=Path, help="whose imagery a --bundle is asked about")
+    parser.add_argument("--data", type=Path, help="where its paths start; default: its folder")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="at once")
+    parser.add_argument("--requests", type=int, default=48, help="of all clients in a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     if any(options.windows % batch for batch in options.batches):
         parser.error(f"--windows {options.windows} is no multiple of every batch")
+    if options.requests < max(options.clients):
+        parser.error(f"--requests {options.requests} are fewer than --clients")
+    if bool(options.bundle) != bool(options.spec):
+        parser.error("--bundle and --spec need each other")
+    options.exported = VARIANTS if "precisions" in options.sections else tuple(options.variants)
     return options
 
 
 def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    kept = ("windows", "rounds", "threads")
     return {
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "onnxruntime": onnxruntime.__version__,
-        **{k: getattr(options, k) for k in ("window", "windows", "rounds", "threads")},
+        **{k: getattr(options, k) for k in kept},
     }
 
 

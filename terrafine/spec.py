@@ -519,11 +519,22 @@ class ExportSpec(Section):
         description="variant -> least agreement with the network on those windows; the others: "
         "0.999 (fp16), 0.98 (int8). A variant below it is left out of the release",
     )
+    reduced_probability_error: dict[Literal["fp16", "int8"], Share] = Field(
+        {},
+        validate_default=True,
+        description="variant -> largest error of a probability, in the mean over the pixels of "
+        "those windows; the others: 0.01 (fp16), 0.03 (int8). A variant above it is left out too",
+    )
 
     @field_validator("reduced_class_agreement")
     @classmethod
     def _every_variant_has_a_floor(cls, floors: dict[str, float]) -> dict[str, float]:
         return {"fp16": 0.999, "int8": 0.98, **floors}
+
+    @field_validator("reduced_probability_error")
+    @classmethod
+    def _every_variant_has_a_bound(cls, bounds: dict[str, float]) -> dict[str, float]:
+        return {"fp16": 0.01, "int8": 0.03, **bounds}
 
 
 class EnhanceSpec(Section):

@@ -23,14 +23,18 @@ SERVE = ServeSpec(threads=1, canary_class_agreement=1, canary_probability_error=
 
 @contextmanager
 def running_triton(
-    repository: str | Path, *, load: Sequence[str] = (), folder: Path | None = None
+    repository: str | Path,
+    *,
+    load: Sequence[str] = (),
+    options: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Iterator[TritonServer]:
     """A server over ``repository``; the test is skipped only where there is no wheel."""
     try:
         wheel_folder()
     except ServingError as error:
         pytest.skip(f"{error}: no real Triton is tested")
-    with TritonServer(repository, load=load, folder=folder) as server:
+    with TritonServer(repository, load=load, options=options, folder=folder) as server:
         yield server
 
 

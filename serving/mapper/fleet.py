@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import ray
@@ -14,6 +14,7 @@ from terrafine.errors import StageError, TerrafineError
 from terrafine.mapping import ShardKey
 from terrafine.mapping.run import Receipts
 from terrafine.progress import warn
+from terrafine.telemetry import RequestRecord
 
 # A worker writes and enhances one shard while it infers the next, and holds no third.
 AHEAD = 2
@@ -37,14 +38,19 @@ class FleetObserver(Protocol):
     def failed_tries(self, process: str, causes: Mapping[str, int]) -> None:
         """Cause -> tries of one process that model servers did not answer so far."""
 
+    def answered(self, records: Iterable[RequestRecord]) -> None:
+        """Model servers answered these requests of one process."""
+
 
 class Report(NamedTuple):
     """How a worker stands: the id of its process, whether that takes the place of one that died,
-    and what it had to ask model servers again, by cause."""
+    what it had to ask model servers again, by cause, and what they have answered since the last
+    report."""
 
     process: int
     replaces: bool
     failed_tries: Mapping[str, int]
+    answered: Sequence[RequestRecord]
 
 
 class Fleet:
@@ -138,8 +144,10 @@ class Fleet:
             self._lost(number)
             self._processes[number] = report.process
         self._seen(number, report.process)
-        if self._observer is not None and report.failed_tries:
-            self._observer.failed_tries(f"{number} {report.process}", report.failed_tries)
+        if self._observer is not None:
+            self._observer.answered(report.answered)
+            if report.failed_tries:
+                self._observer.failed_tries(f"{number} {report.process}", report.failed_tries)
 
     def _seen(self, number: int, process: int) -> None:
         """A worker is this process now."""

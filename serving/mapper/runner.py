@@ -24,8 +24,9 @@ class Mapper:
     def report(self) -> Report:
         """How this worker stands; answered while it maps."""
         replaces = ray.get_runtime_context().was_current_actor_reconstructed
-        failed = self._write.failed_tries if isinstance(self._write, ShardWriter) else {}
-        return Report(os.getpid(), replaces, failed)
+        if not isinstance(self._write, ShardWriter):
+            return Report(os.getpid(), replaces, {}, ())
+        return Report(os.getpid(), replaces, self._write.failed_tries, self._write.answered())
 
     def map(self, key: ShardKey) -> tuple[int, ShardReceipt]:
         """The id of this process, and the receipt of a shard once it is written."""

@@ -6,15 +6,21 @@ import time
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from serving.triton.config import parameter
+from serving.triton.config import graph_of, parameter
 from serving.triton.endpoint import BusyError, Endpoint
+from serving.triton.messages import largest_batch
+from serving.triton.replicas import MAX_MESSAGE
 from serving.triton.repository import Version
 from terrafine.errors import ServingError
 from terrafine.export import Prediction
 from terrafine.export.parity import compare
 from terrafine.legend import UInt8Array
+
+IntArray = npt.NDArray[np.intp]
+Bytes = tuple[UInt8Array, UInt8Array, UInt8Array]
 
 
 class Canary(BaseModel):
@@ -56,20 +62,51 @@ def ask_champion(server: Endpoint, name: str, version: Version) -> Canary:
     return ask_version(server, name, version)
 
 
-def ask_version(server: Endpoint, name: str, version: Version) -> Canary:
-    """Ask a version about the windows of its release, one by one as they were recorded."""
+def ask_version(server: Endpoint, name: str, version: Version, *, batch: int = 1) -> Canary:
+    """Ask a version about the windows of its release, one by one as they were recorded.
+
+    ``batch``: the most windows that the server runs at once; where it is more than one, so many are
+    sent as one request too, each of the release's windows several times, and each answer has to be
+    what was recorded: a server puts requests together, and clients are to notice nothing of it.
+    """
     started = time.monotonic()
+    count = len(version.windows_NCHW)
     try:
-        found = [_bytes(server.ask(name, version.number, w)) for w in version.windows_NCHW]
+        found = _compared(server, name, version, np.arange(count), at_once=1)
+        if found.passed and batch > 1:
+            together = _compared(server, name, version, _mixed(count, batch), at_once=batch)
+            found = together.model_copy(
+                update={
+                    "exact": found.exact and together.exact,
+                    "class_agreement": min(found.class_agreement, together.class_agreement),
+                    "max_probability_error": max(
+                        found.max_probability_error, together.max_probability_error
+                    ),
+                }
+            )
     except BusyError as error:
         return Canary(verdict="busy", reason=str(error))
     except ServingError as error:
         return Canary(verdict="silent", reason=str(error))
-    enhanced, code, other = _bytes(version.answers)
-    pairs = [
-        ((enhanced[i : i + 1], code[i : i + 1], other[i : i + 1]), said)
-        for i, said in enumerate(found)
-    ]
+    return found.model_copy(update={"seconds": time.monotonic() - started})
+
+
+def full_batch(version: Version) -> int:
+    """Windows that a server runs at once which serves a version, as many as a message holds."""
+    graph = graph_of(version.config, version.number, where=f"version {version.number}")
+    return largest_batch(graph, version.config.max_batch_size, MAX_MESSAGE, version.config.name)
+
+
+def _compared(
+    server: Endpoint, name: str, version: Version, order_N: IntArray, *, at_once: int
+) -> Canary:
+    """What a version says of its release's windows in this order against what was recorded."""
+    recorded = _bytes(version.answers)
+    pairs = []
+    for first in range(0, len(order_N), at_once):
+        asked_N = order_N[first : first + at_once]
+        said = server.ask(name, version.number, version.windows_NCHW[asked_N])
+        pairs.append((_of(recorded, asked_N), _bytes(said)))
     report = compare(pairs, version.info.legend)
     exact = all(
         np.array_equal(wanted, got) for pair in pairs for wanted, got in zip(*pair, strict=True)
@@ -79,20 +116,31 @@ def ask_version(server: Endpoint, name: str, version: Version) -> Canary:
         for key in ("class_agreement", "probability_error")
     )
     passed = exact or (report.class_agreement >= least and report.max_probability_error <= most)
+    sent = f"asked about {at_once} windows at once, " if at_once > 1 else ""
     return Canary(
         verdict="passed" if passed else "differs",
         exact=exact,
         class_agreement=report.class_agreement,
         max_probability_error=report.max_probability_error,
-        seconds=time.monotonic() - started,
         reason=""
         if passed
-        else f"its classes agree with the recorded ones on {report.class_agreement:.6f} of "
+        else f"{sent}its classes agree with the recorded ones on {report.class_agreement:.6f} of "
         f"the pixels ({least} wanted), its probabilities within "
         f"{report.max_probability_error:.4f} ({most} wanted); look for another engine, "
         "precision or graph than at export, or lower serve.canary_class_agreement",
     )
 
 
-def _bytes(said: Prediction) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
+def _mixed(count: int, batch: int) -> IntArray:
+    """Which of ``count`` windows lies at each place of a batch: without a period, so that answers
+    given to the wrong window are noticed."""
+    return np.random.default_rng(0).permutation(np.arange(batch) % count)
+
+
+def _of(arrays: Bytes, windows_N: IntArray) -> Bytes:
+    enhanced, code, other = arrays
+    return enhanced[windows_N], code[windows_N], other[windows_N]
+
+
+def _bytes(said: Prediction) -> Bytes:
     return said.enhanced_NHW, said.other_class_NHW, said.other_NHW

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -20,7 +21,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.triton.contract import Contract, difference, fetch_contract
+from serving.triton.contract import Contract, described, difference, fetch_contract
 from serving.triton.messages import (
     Answer,
     Reply,
@@ -30,7 +31,9 @@ from serving.triton.messages import (
     read_statistics,
     region_bytes,
     runs,
+    too_large,
 )
+from serving.triton.question import Question
 from serving.triton.regions import Regions
 from serving.triton.replicas import (
     MAX_MESSAGE,
@@ -54,8 +57,6 @@ _QUESTION = 10.0
 _GRACE = 600.0
 _USELESS_TO_REPEAT = {
     "invalid_argument": "the request was refused",
-    "resource_exhausted": "the message is larger than this server, or a proxy before it, lets "
-    "through; give max_message",
     "restricted": "the server allows it to nobody without its header",
     "unimplemented": "this is no Triton, or an endpoint of it is switched off",
     "permission_denied": "the server does not allow it",
@@ -83,6 +84,8 @@ class TritonPredictor:
     Parameters: ``url`` ``grpc://host:port[,host:port...]``, replicas are asked in turn; ``model``
     its name there; ``release`` digest of the only release that may answer, or "champion" for the
     one served now, so that one map never mixes two (default: whichever is served, at any time);
+    ``engine`` the only one that may run that release (``serving.triton.config.engine``; default:
+    the one that does at first), since others give other bytes;
     ``shared_memory`` with a server on this machine: True, False, or "auto", where it can be had;
     ``in_flight`` most requests at the same time; ``max_batch`` most windows per request (default:
     what the model takes); ``deadline`` seconds for one request with all its tries; ``patience``
@@ -100,6 +103,7 @@ class TritonPredictor:
         *,
         model: str = "landcover",
         release: str | None = None,
+        engine: str | None = None,
         shared_memory: bool | Literal["auto"] = "auto",
         in_flight: int = 4,
         max_batch: int | None = None,
@@ -111,19 +115,23 @@ class TritonPredictor:
     ) -> None:
         self.url, self.model = url, model
         self.release = None if release == CHAMPION else release
+        self._engine, self._kept = engine, ""
         self._deadline, self._patience = deadline, patience
         self._observer = observer
         self._replicas = Replicas(parse_url(url))
         self._regions = Regions(shared_memory, grace=_GRACE)
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="triton")
         self._given_up = threading.Event()
+        self._questions: set[Question] = set()
         self._agreed: GraphInfo | None = None
         self._without_release: set[Replica] = set()
         try:
             contract = self._connect(min(connect, deadline))
             if release == CHAMPION:
                 self.release = contract.releases[contract.newest]
-            self.info = self._agreed = contract.graphs[self._version(contract) or contract.newest]
+            self._kept = self._version(contract) or contract.newest
+            self._engine = engine or contract.engines[self._kept] or None
+            self.info = self._agreed = contract.graphs[self._kept]
             most = min(contract.max_batch, max_batch or contract.max_batch)
             self._batch = largest_batch(self.info, most, max_message, url)
         except ServingError:
@@ -151,19 +159,18 @@ class TritonPredictor:
             )
 
     def predict(self, windows_NCHW: UInt16Array) -> Answer:
-        """Classify windows of shape (N, bands, window, window); ServingError on another shape."""
-        parts = self.submit(windows_NCHW)
-        try:
-            replies = [(part, future.result()) for part, future in parts]
-        finally:
-            for _, future in parts:
-                future.cancel()
-        return Answer.joined(len(windows_NCHW), self.window, replies)
+        """Classify windows of shape (N, bands, window, window); ServingError on another shape.
 
-    def submit(self, windows_NCHW: UInt16Array) -> list[tuple[slice, Future[list[Reply]]]]:
-        """Begin to classify windows: which of them go together, and the replies to come.
+        Where one of several requests fails, the others are cancelled before the error is raised.
+        """
+        with self.question(windows_NCHW) as question:
+            return Answer.joined(len(windows_NCHW), self.window, question.replies())
 
-        Windows without a single valid pixel are in none of them: no server is asked.
+    @contextmanager
+    def question(self, windows_NCHW: UInt16Array) -> Iterator[Question]:
+        """Begin to classify windows; what is under way at the end is given up.
+
+        Windows without a single valid pixel are in none of its parts: no server is asked.
         """
         expected = (self.info.bands, self.window, self.window)
         if windows_NCHW.shape[1:] != expected or windows_NCHW.dtype != np.uint16:
@@ -175,10 +182,17 @@ class TritonPredictor:
         if not len(windows_NCHW):
             raise ServingError(f"{self.url}: an empty batch was to be sent; give windows")
         valid_N = (windows_NCHW != self.info.fill).all(axis=1).any(axis=(1, 2))
-        return [
-            (part, self._pool.submit(self._ask, windows_NCHW[part]))
-            for part in runs(valid_N, self._batch)
-        ]
+        question = Question()
+        self._questions.add(question)
+        try:
+            if self._given_up.is_set():
+                question.give_up(self._abandoned())
+            for part in runs(valid_N, self._batch):
+                question.add(part, self._pool.submit(self._ask, question, windows_NCHW[part]))
+            yield question
+        finally:
+            question.give_up()
+            self._questions.discard(question)
 
     def statistics(self) -> list[VersionStatistics]:
         """What the servers counted since they started: each replica's, version by version."""
@@ -198,6 +212,8 @@ class TritonPredictor:
     def give_up(self) -> None:
         """End what is in flight at once, with a ServingError; nothing can be asked after that."""
         self._given_up.set()
+        for question in tuple(self._questions):
+            question.give_up(self._abandoned())
         self._replicas.close()
 
     def close(self) -> None:
@@ -217,11 +233,16 @@ class TritonPredictor:
     ) -> None:
         self.close()
 
+    def _abandoned(self) -> ServingError:
+        return ServingError(
+            f"{self.url}: model {self.model!r} is not asked any more, it was given up; connect anew"
+        )
+
     def _connect(self, seconds: float) -> Contract:
         """The contract of the first replica that answers; the others are checked when asked."""
         stop = time.monotonic() + seconds
         reason = "no time to ask"
-        for replica in self._turns(stop):
+        for replica in self._turns(stop, self._given_up):
             stub = replica.stub
             try:
                 contract = self._checked(replica, stop)
@@ -235,33 +256,42 @@ class TritonPredictor:
             "the model with `terrafine deploy`, or correct the address"
         )
 
-    def _turns(self, stop: float) -> Iterator[Replica]:
-        """Replicas to try in turn, until ``stop`` or given up; waits while all of them rest."""
+    def _turns(self, stop: float, over: threading.Event) -> Iterator[Replica]:
+        """Replicas to try in turn, until ``stop`` or ``over``; waits while all of them rest.
+
+        The one that was tried last is not tried again as long as another is well.
+        """
+        replica = None
         while True:
-            replica, wait = self._replicas.pick()
-            if time.monotonic() + wait >= stop:
-                return
-            if self._given_up.wait(wait):
+            replica, wait = self._replicas.pick(but=replica)
+            if time.monotonic() + wait >= stop or over.wait(wait):
                 return
             yield replica
 
-    def _ask(self, batch_NCHW: UInt16Array) -> list[Reply]:
-        """A batch in one request, or in several where the model takes fewer windows by now."""
+    def _ask(self, question: Question, batch_NCHW: UInt16Array) -> list[Reply]:
+        """A batch in one request, or in several where the model takes fewer windows by now.
+
+        What makes one of them fail ends the question, which tells who asked.
+        """
         replies: list[Reply] = []
-        while len(batch_NCHW):
-            replies.append(self._request(batch_NCHW))
-            batch_NCHW = batch_NCHW[len(replies[-1].arrays[0]) :]
+        try:
+            while len(batch_NCHW) and not question.over.is_set():
+                replies.append(self._request(question, batch_NCHW))
+                batch_NCHW = batch_NCHW[len(replies[-1].arrays[0]) :]
+        except BaseException as error:
+            question.give_up(error)
+            raise
         return replies
 
-    def _request(self, batch_NCHW: UInt16Array) -> Reply:
+    def _request(self, question: Question, batch_NCHW: UInt16Array) -> Reply:
         """One request about a batch's first windows, tried until it is answered or too late."""
         started = time.monotonic()
         stop = started + self._deadline
         reason = "every replica rests"
-        for tries, replica in enumerate(self._turns(stop), start=1):
+        for tries, replica in enumerate(self._turns(stop, question.over), start=1):
             stub = replica.stub
             try:
-                reply = self._try(replica, batch_NCHW, stop)
+                reply = self._try(question, replica, batch_NCHW, stop)
             except (grpc.RpcError, _Failure) as error:
                 reason = self._judged(replica, stub, error)
                 continue
@@ -276,23 +306,29 @@ class TritonPredictor:
             "longer deadline"
         )
 
-    def _try(self, replica: Replica, batch_NCHW: UInt16Array, stop: float) -> Reply:
+    def _try(
+        self, question: Question, replica: Replica, batch_NCHW: UInt16Array, stop: float
+    ) -> Reply:
         """The reply about as many of a batch's first windows as the replica's model takes."""
         until = min(stop, time.monotonic() + self._patience)
         contract = self._checked(replica, until)
         version = self._chosen(replica, contract)
         batch_NCHW = batch_NCHW[: contract.max_batch]
+        where = f"{replica}: model {self.model!r}"
         size = region_bytes(batch_NCHW)
-        region = self._regions.take(replica, size, timeout=left(until, self._patience))
+        region = self._regions.take(replica, size, timeout=left(until, _QUESTION))
         doubtful = True
         try:
             request = build_request(self.model, version, batch_NCHW, region)
-            response = replica.stub.ModelInfer(request, timeout=left(until, self._patience))
+            seconds = left(until, self._patience)
+            response = question.call(replica.stub.ModelInfer, request, timeout=seconds)
             doubtful = False
-            where = f"{replica}: model {self.model!r}"
             arrays = read_response(response, batch_NCHW, region, self.info.legend, where=where)
         except grpc.RpcError as error:
             doubtful = gave_up(error) or cause_of(error) == "region_unknown"
+            if region is None and cause_of(error) == "resource_exhausted":
+                size = request.ByteSize()
+                raise too_large(batch_NCHW, size, error.details(), where=where) from error
             raise
         finally:
             if region is not None:
@@ -325,8 +361,10 @@ class TritonPredictor:
             )
 
     def _version(self, contract: Contract) -> str | None:
-        """The version that serves the release asked for."""
-        return None if self.release is None else contract.version_of(self.release)
+        """The version that serves the release asked for, the same one as long as it does."""
+        if self.release is None:
+            return None
+        return contract.version_of(self.release, engine=self._engine, kept=self._kept)
 
     def _chosen(self, replica: Replica, contract: Contract) -> str:
         """The version to name in a request; "" lets the server choose."""
@@ -335,13 +373,13 @@ class TritonPredictor:
             self._without_release.discard(replica)
             return version or ""
         self._without_release.add(replica)
+        wanted = f"release {described(self.release, self._engine)}"
         if len(self._without_release) == len(self._replicas.all):
             raise ServingError(
-                f"{self.url}: release {self.release[:12]} of model {self.model!r} is not served "
-                f"(any more); served: {contract.served}; promote it again, or begin anew with a "
-                "release that is served"
+                f"{self.url}: {wanted} of model {self.model!r} is not served (any more); served: "
+                f"{contract.served}; promote it again, or begin anew with what is served"
             )
-        raise _Failure(f"{replica} does not serve release {self.release[:12]}")
+        raise _Failure(f"{replica} does not serve {wanted}")
 
     def _release(self, replica: Replica, contract: Contract, version: str, stop: float) -> str:
         """Digest of the release that answered; its version may be newer than what is known."""
@@ -375,7 +413,7 @@ class TritonPredictor:
             self._replicas.failed(replica)
         if cause == "deadline_exceeded":
             replica.reconnect(stub)
-        if cause != "queue_full":
+        if cause not in ("queue_full", "queue_timeout"):
             # another server, or another version of the model, may be there next time
             replica.contract = None
             self._regions.forget(replica)
@@ -403,11 +441,22 @@ class AsyncTritonPredictor:
         return self.info.window
 
     async def predict(self, windows_NCHW: UInt16Array) -> Answer:
-        """Classify windows of shape (N, bands, window, window)."""
-        parts = self._predictor.submit(windows_NCHW)
-        replies = await asyncio.gather(*(asyncio.wrap_future(future) for _, future in parts))
-        done = [(part, reply) for (part, _), reply in zip(parts, replies, strict=True)]
-        return Answer.joined(len(windows_NCHW), self.window, done)
+        """Classify windows of shape (N, bands, window, window).
+
+        Raises as TritonPredictor does; then, and where it is cancelled, no request is under way
+        any more.
+        """
+        with self._predictor.question(windows_NCHW) as question:
+            parts = [asyncio.wrap_future(replies) for _, replies in question.parts]
+            for part in parts:
+                # the question says what failed: asyncio need not tell of it as well
+                part.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            try:
+                await _ended(parts)
+            finally:
+                question.give_up()
+                await _ended(parts)
+            return Answer.joined(len(windows_NCHW), self.window, question.replies())
 
     async def close(self) -> None:
         """Wait for what is in flight, let go of shared memory and connections."""
@@ -423,3 +472,8 @@ class AsyncTritonPredictor:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _ended(parts: Sequence[asyncio.Future[list[Reply]]]) -> None:
+    if parts:
+        await asyncio.wait(parts)

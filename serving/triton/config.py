@@ -2,7 +2,8 @@
 
 A model's configuration covers every version that is loaded, so its parameters say which version is
 which release: ``release.<version>`` is the release's digest, ``graph.<version>`` JSON of what the
-graph takes and what its codes mean (:class:`terrafine.export.GraphInfo`).
+graph takes and what its codes mean (:class:`terrafine.export.GraphInfo`), ``engine.<version>`` what
+runs it (:func:`engine`).
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def build_config(release: Release, spec: ServeSpec, *, version: int) -> ModelCon
     return config
 
 
+def engine(variant: str, tensorrt: str | None) -> str:
+    """What runs a release: which of its graphs, and TensorRT's precision. Others, other bytes."""
+    return variant if tensorrt is None else f"{variant} by TensorRT in {tensorrt}"
+
+
 def check_config(config: ModelConfig, session: Any, *, where: Path) -> None:
     """ModelError unless the configuration takes and gives exactly what the graph does.
 
@@ -106,6 +112,7 @@ def loaded_together(configs: Mapping[int, ModelConfig]) -> ModelConfig:
             )
         for key in (f"release.{version}", f"graph.{version}"):
             together.parameters[key].CopyFrom(config.parameters[key])
+        together.parameters[f"engine.{version}"].string_value = _engine_of(config)
     together.version_policy.specific.versions[:] = sorted(configs)
     return together
 
@@ -222,6 +229,13 @@ def _tensorrt(release: Release, spec: ServeSpec, precision: str) -> Any:
     return pb.ModelOptimizationPolicy(
         execution_accelerators={"gpu_execution_accelerator": [accelerator]}
     )
+
+
+def _engine_of(config: ModelConfig) -> str:
+    """Of one version, by the configuration that it was staged with."""
+    compiled = config.optimization.execution_accelerators.gpu_execution_accelerator
+    precision = compiled[0].parameters["precision_mode"].lower() if compiled else None
+    return engine(config.parameters["variant"].string_value, precision)
 
 
 def _described(item: Any) -> tuple[str, tuple[int, ...]]:

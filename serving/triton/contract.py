@@ -14,7 +14,7 @@ from terrafine.errors import ServingError
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo
 
 # Parameters of the configuration, followed by the number of a version (serving.triton.config).
-_RELEASE, _GRAPH = "release.", "graph."
+_RELEASE, _GRAPH, _ENGINE = "release.", "graph.", "engine."
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,47 @@ class Contract:
     """What one server's model takes and what its codes mean.
 
     ``max_batch``: most windows in one request; ``ready``: the versions that answer now;
-    ``releases``, ``graphs``: version -> digest of its release, and what its graph takes and says.
+    ``releases``, ``graphs``, ``engines``: version -> digest of its release, what its graph takes
+    and says, and what runs it (``serving.triton.config.engine``; "" where the server says nothing).
     """
 
     max_batch: int
     ready: frozenset[str]
     releases: Mapping[str, str]
     graphs: Mapping[str, GraphInfo]
+    engines: Mapping[str, str]
 
     @property
     def newest(self) -> str:
         """The version that answers a request that names none."""
         return max(self.ready, key=int)
 
-    def version_of(self, release: str) -> str | None:
-        """The newest version that serves a release now."""
-        versions = [v for v in self.ready if self.releases[v] == release]
-        return max(versions, key=int, default=None)
+    def version_of(
+        self, release: str, *, engine: str | None = None, kept: str | None = None
+    ) -> str | None:
+        """The version that serves a release now, run by ``engine`` (default: by any).
+
+        ``kept`` as long as it does, else the newest.
+        """
+        versions = [
+            version
+            for version in self.ready
+            if self.releases[version] == release and engine in (None, self.engines[version])
+        ]
+        return kept if kept in versions else max(versions, key=int, default=None)
 
     @property
     def served(self) -> str:
         """Releases and versions, for an error."""
-        return ", ".join(f"{self.releases[v][:12]} as version {v}" for v in sorted(self.ready))
+        return ", ".join(
+            f"{described(self.releases[version], self.engines[version])} as version {version}"
+            for version in sorted(self.ready, key=int)
+        )
+
+
+def described(release: str, engine: str | None) -> str:
+    """A release and what runs it, for an error."""
+    return f"{release[:12]} ({engine})" if engine else release[:12]
 
 
 def difference(ours: GraphInfo, theirs: GraphInfo) -> str | None:
@@ -65,11 +84,12 @@ def fetch_contract(replica: Replica, model: str, *, stop: float, most: float) ->
     ServingError when it is no model that `terrafine deploy` put there; ``grpc.RpcError`` when the
     server or the model is not ready.
     """
-    asked = service_pb2.ModelMetadataRequest(name=model)
-    metadata = replica.stub.ModelMetadata(asked, timeout=left(stop, most))
-    wanted = service_pb2.ModelConfigRequest(name=model)
-    config = replica.stub.ModelConfig(wanted, timeout=left(stop, most)).config
-    return read_contract(metadata, config, where=f"{replica}: model {model!r}")
+    where = f"{replica}: model {model!r}"
+    try:
+        return read_contract(*_ask(replica, model, stop, most), where=where)
+    except ServingError:
+        # another version may have taken the place of the only one between the two questions
+        return read_contract(*_ask(replica, model, stop, most), where=where)
 
 
 def read_contract(metadata: Any, config: Any, *, where: str) -> Contract:
@@ -91,6 +111,7 @@ def read_contract(metadata: Any, config: Any, *, where: str) -> Contract:
             version: GraphInfo.from_metadata(_object(text, where), where=f"{where} {version}")
             for version, text in graphs.items()
         },
+        engines=dict.fromkeys(ready, "") | _by_version(said, _ENGINE),
     )
     graph = contract.graphs[contract.newest]
     inputs = {i.name: (i.datatype, *i.shape) for i in metadata.inputs}
@@ -103,6 +124,13 @@ def read_contract(metadata: Any, config: Any, *, where: str) -> Contract:
             f"{wanted_out}; deploy the release again"
         )
     return contract
+
+
+def _ask(replica: Replica, model: str, stop: float, most: float) -> tuple[Any, Any]:
+    asked = service_pb2.ModelMetadataRequest(name=model)
+    metadata = replica.stub.ModelMetadata(asked, timeout=left(stop, most))
+    wanted = service_pb2.ModelConfigRequest(name=model)
+    return metadata, replica.stub.ModelConfig(wanted, timeout=left(stop, most)).config
 
 
 def _by_version(said: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ _SECONDS_TO_LOAD = 600.0
 
 @contextmanager
 def lifecycle_on(
-    url: str, repository: str, name: str, *, seconds: float = _SECONDS_TO_LOAD
+    url: str, repository: ModelRepository, *, seconds: float = _SECONDS_TO_LOAD
 ) -> Iterator[Lifecycle]:
     """The versions of a served model, over connections to every server of ``url``."""
     with ExitStack() as stack:
@@ -25,7 +25,7 @@ def lifecycle_on(
             stack.enter_context(Endpoint(address, seconds=seconds))
             for address in endpoint_addresses(url)
         ]
-        yield Lifecycle(ModelRepository(repository, name), servers)
+        yield Lifecycle(repository, servers)
 
 
 def deploy_release(release: Release, spec: ServeSpec) -> dict[str, int | float | str]:
@@ -37,7 +37,7 @@ def deploy_release(release: Release, spec: ServeSpec) -> dict[str, int | float |
     """
     assert spec.server is not None
     assert spec.repository is not None
-    with lifecycle_on(spec.server, spec.repository, spec.name) as lifecycle:
+    with lifecycle_on(spec.server, ModelRepository(spec.repository, spec.name)) as lifecycle:
         if not lifecycle.serves(release, spec):
             lifecycle.deploy(release, spec)
             lifecycle.promote(release.digest)

@@ -22,7 +22,10 @@ from terrafine.export.session import UInt16Array
 # "key=value" of the server's --grpc-restricted-protocol
 ADMIN_VARIABLE = "TERRAFINE_TRITON_ADMIN"
 _SCHEME = "grpc://"
-_PATIENCE = 10.0
+_QUEUE_SECONDS = 10.0
+# a full batch of the paper's network takes 46 s on two CPU cores
+_SECONDS_OF_A_BATCH = 60.0
+_BATCHES = 3
 
 
 def endpoint_addresses(
@@ -55,15 +58,18 @@ class _LateError(ServingError):
 class Endpoint:
     """A server's models: load, unload, look, ask. ServingError where it does not do so.
 
-    ``seconds``: for a load, which may compile engines; asking has a tenth of it.
+    ``seconds``: for a load, which may compile engines. ``patience``: seconds in which a version
+    that does not hang ends a batch, where it has not shown yet that it takes longer.
     """
 
-    def __init__(self, address: str, *, seconds: float = 600) -> None:
+    def __init__(
+        self, address: str, *, seconds: float = 600, patience: float = _SECONDS_OF_A_BATCH
+    ) -> None:
         self.address = address
         self._client = triton.InferenceServerClient(address, channel_args=list(CHANNEL))
         self._headers = _admin_headers()
         self._load_seconds = seconds
-        self._ask_seconds = max(10.0, seconds / 10)
+        self._patience = patience
 
     def live(self) -> bool:
         """Whether it answers at all.
@@ -85,13 +91,13 @@ class Endpoint:
     def unload(self, name: str) -> None:
         """Unload a model; one that is not loaded is no error."""
         with self._explained(f"unload {name}"):
-            self._client.unload_model(name, headers=self._headers, client_timeout=self._ask_seconds)
+            self._client.unload_model(name, headers=self._headers, client_timeout=self._patience)
 
     def versions(self, name: str) -> dict[int, str]:
         """Version -> "READY", or why it is not, of all that the server knows of a model."""
         with self._explained("list its models"):
             index = self._client.get_model_repository_index(
-                headers=self._headers, client_timeout=self._ask_seconds
+                headers=self._headers, client_timeout=self._patience
             )
         return {
             int(model.version): model.state if model.state == "READY" else model.reason
@@ -99,46 +105,48 @@ class Endpoint:
             if model.name == name and model.version
         }
 
-    def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
-        """What a version says of one window; arrays of (1, H, W).
+    def ask(self, name: str, version: int, windows_NCHW: UInt16Array) -> Prediction:
+        """What a version says of windows that are sent as one request; arrays of (N, H, W).
 
-        A full queue is tried again for some seconds; then BusyError, as where there is no answer
-        in time but others get theirs.
+        A full queue is tried again for some seconds; then BusyError, as where there is no answer in
+        the time of several batches (:func:`slowest_batch`) but others get theirs.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _QUEUE_SECONDS
         while True:
             with self._explained(f"answer for {name} version {version}"):
-                before = self._executions(name, version)
+                before = self._statistics(name, version)
+            patience = max(self._patience, _BATCHES * slowest_batch(before))
             try:
-                return self._ask(name, version, window_CHW)
+                return self._ask(name, version, windows_NCHW, patience * len(windows_NCHW))
             except BusyError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
             except _LateError as error:
                 with self._explained("say what it has done"):
-                    works = self._executions(name, version) > before
+                    after = self._statistics(name, version)
+                works = _executions(after) > _executions(before)
                 if works:
                     raise BusyError(str(error)) from error
                 raise
 
-    def _executions(self, name: str, version: int) -> int:
-        """Batches that a version has run so far: it hangs where they do not become more."""
-        said: Any = self._client.get_inference_statistics(
-            name, str(version), client_timeout=self._ask_seconds
+    def _statistics(self, name: str, version: int) -> Any:
+        return self._client.get_inference_statistics(
+            name, str(version), client_timeout=self._patience
         )
-        return int(sum(found.execution_count for found in said.model_stats))
 
-    def _ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
-        image = triton.InferInput(INPUT, [1, *window_CHW.shape], "UINT16")
-        image.set_data_from_numpy(window_CHW[None])
+    def _ask(
+        self, name: str, version: int, windows_NCHW: UInt16Array, seconds: float
+    ) -> Prediction:
+        image = triton.InferInput(INPUT, list(windows_NCHW.shape), "UINT16")
+        image.set_data_from_numpy(windows_NCHW)
         outputs = [triton.InferRequestedOutput(output) for output in OUTPUTS]
         with self._explained(f"answer for {name} version {version}"):
             answer: Any = self._client.infer(
-                name, [image], str(version), outputs, client_timeout=self._ask_seconds
+                name, [image], str(version), outputs, client_timeout=seconds
             )
         found = [answer.as_numpy(output) for output in OUTPUTS]
-        wanted = (1, *window_CHW.shape[1:])
+        wanted = (len(windows_NCHW), *windows_NCHW.shape[2:])
         if any(a is None or a.shape != wanted or a.dtype != np.uint8 for a in found):
             raise ServingError(
                 f"{_SCHEME}{self.address}: {name} version {version} gives other arrays than "
@@ -167,9 +175,28 @@ class Endpoint:
             yield
         except InferenceServerException as error:
             said = " ".join(str(error.message()).split())
+            remedy = (
+                f"set {ADMIN_VARIABLE} to the server's admin-key=value"
+                if "protocol is restricted" in said
+                else "see the server's log"
+            )
             raise _kind(error)(
-                f"{_SCHEME}{self.address}: did not {verb}: {said[:400]}; see the server's log"
+                f"{_SCHEME}{self.address}: did not {verb}: {said[:400]}; {remedy}"
             ) from error
+
+
+def slowest_batch(statistics: Any) -> float:
+    """Mean seconds that a version took for a batch of the size that took it longest; 0.0 where it
+    has run none. ``statistics``: a server's ModelStatisticsResponse."""
+    computed = [
+        size.compute_infer for found in statistics.model_stats for size in found.batch_stats
+    ]
+    return max((took.ns / took.count / 1e9 for took in computed if took.count), default=0.0)
+
+
+def _executions(statistics: Any) -> int:
+    """Batches that a version has run so far: it hangs where they do not become more."""
+    return int(sum(found.execution_count for found in statistics.model_stats))
 
 
 def _kind(error: InferenceServerException) -> type[ServingError]:

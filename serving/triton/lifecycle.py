@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from serving.triton.canary import Canary, ask_champion, ask_version
+from serving.triton.canary import Canary, ask_champion, ask_version, full_batch
 from serving.triton.config import build_config, from_text, newest, parameter, to_text
 from serving.triton.endpoint import Endpoint
 from serving.triton.lock import LockedError
@@ -32,12 +32,16 @@ _TO_HEAL = ("silent", "other")
 
 
 class ServerStatus(BaseModel):
-    """One server: whether it is live, its versions of the model, and the champion's canary."""
+    """One server: whether it is live, its versions of the model, and the champion's canary.
+
+    ``healed``: it did not answer as the champion should, until the champion was loaded anew.
+    """
 
     address: str
     live: bool
     versions: dict[int, str] = {}
     canary: Canary | None = None
+    healed: bool = False
 
 
 class Status(BaseModel):
@@ -66,6 +70,17 @@ class Status(BaseModel):
             and all(server.canary and server.canary.passed for server in self.servers)
         )
 
+    @property
+    def healed(self) -> list[str]:
+        """Addresses of the servers that answer again."""
+        return [server.address for server in self.servers if server.healed]
+
+
+class RolledBack(Event):
+    """The champion again; ``away``: the servers without it, which load it when they start."""
+
+    away: tuple[str, ...] = ()
+
 
 class Lifecycle:
     """The versions of one served model, in its repository and on all its servers.
@@ -86,16 +101,17 @@ class Lifecycle:
     def deploy(self, release: Release, spec: ServeSpec) -> tuple[Version, list[Canary]]:
         """Stage a release as the candidate and hold it against its recorded answers.
 
-        Returns it with the canary of each server. Raises ServingError where a server does not load
-        it or it does not say what it should: nothing of it is left then.
+        Returns it with the canary of each server. Raises ServingError where a server is away, does
+        not load it, or it does not say what it should: nothing of it is left then.
         """
         with self._repository.locked("deploy"):
             self._undo_begun()
+            self._require_all_live()
             self._discard()
             version = self._repository.stage(release, spec)
             name = self._repository.candidate.name
             try:
-                found = self._load(name, version)
+                found = self._load(name, version, self.servers)
             except TerrafineError:
                 self._discard()
                 raise
@@ -104,8 +120,9 @@ class Lifecycle:
     def promote(self, release: str | None = None) -> Event:
         """Make the candidate the champion; ServingError where it is not ``release`` (a digest).
 
-        Where a server does not load it, or it does not answer there as recorded, every server goes
-        back to the champion that was, and ServingError says why.
+        Where a server is away, nothing is changed; where one does not load it, or it does not
+        answer there as recorded, every server goes back to the champion that was. ServingError
+        says why.
         """
         with self._repository.locked("promote") as require:
             self._undo_begun()
@@ -117,30 +134,38 @@ class Lifecycle:
                     "somebody has deployed it since: deploy yours again, or promote that one"
                 )
             candidate = self._repository.candidate.name
+            self._require_all_live()
             # it may have lain there for days, and servers may have come since
-            self._load(candidate, staged)
+            self._load(candidate, staged, self.servers)
             with self._undone_if_it_fails("promote", staged) as history:
                 version = self._repository.champions.write(staged.number, staged.files)
                 # not three of them in a GPU's memory at once
                 self._unload(candidate)
                 require()
-                self._serve(version, history)
+                self._serve(version, history, self.servers)
                 require()
                 event = self._repository.end(history)
             self._repository.candidate.clear()
         return event
 
-    def rollback(self) -> Event:
+    def rollback(self) -> RolledBack:
         """Make the champion before this one the champion again; ServingError as in promote.
 
-        After a promotion that was killed this is the champion that it was to follow.
+        Servers that are away keep no other from it: they load what the repository says when they
+        start. After a promotion that was killed this is the champion that it was to follow.
         """
         with self._repository.locked("rollback") as require:
             undone = self._undo_begun()
+            live, away = self._live()
+            if not live:
+                raise ServingError(
+                    f"grpc://{','.join(away)}: no server answers; start one, or name one that "
+                    "does (--url)"
+                )
             stack = self._repository.history().champions
             if undone is not None and undone.event == "promote" and stack:
-                self._load(self._name, self._read(stack[-1]))
-                return stack[-1]
+                self._load(self._name, self._read(stack[-1]), live)
+                return RolledBack(**stack[-1].model_dump(), away=away)
             if len(stack) < 2:
                 raise ServingError(
                     f"{self._repository.champions.storage}: there is no champion to go back to; "
@@ -148,9 +173,10 @@ class Lifecycle:
                 )
             version = self._read(stack[-2])
             with self._undone_if_it_fails("rollback", version) as history:
-                self._serve(version, history)
+                self._serve(version, history, live)
                 require()
-                return self._repository.end(history)
+                event = self._repository.end(history)
+        return RolledBack(**event.model_dump(), away=away)
 
     def serves(self, release: Release, spec: ServeSpec) -> bool:
         """Whether every server answers as this release should, served as ``spec`` has it."""
@@ -165,7 +191,7 @@ class Lifecycle:
         """What is served; never raises because of a server."""
         history = self._repository.history()
         stack = history.champions
-        version = self._served()
+        version = self._repository.served()
         candidate = self._repository.candidate.serving()
         return Status(
             name=self._name,
@@ -178,43 +204,60 @@ class Lifecycle:
             servers=[self._server_status(server, version) for server in self.servers],
         )
 
-    def heal(self) -> list[str]:
+    def heal(self) -> Status:
         """Load the champion on every live server that does not answer, or has another one.
 
         For what Triton does not do itself: a server that came back empty, a backend process that
-        died or hangs, a change that was killed half-way. Returns the addresses that answer again;
-        what cannot be healed, :meth:`status` shows. While somebody changes the champion, nothing
-        is done.
+        died or hangs, a change that was killed half-way. Returns what is served then, for which a
+        server that is well is asked once. While somebody changes the champion, nothing is done.
         """
-        if not self._settled():
-            return []
-        version = self._served()
-        if version is None:
-            return []
-        ill = [
-            server
-            for server in self.servers
-            if server.live() and ask_champion(server, self._name, version).verdict in _TO_HEAL
+        self._settle()
+        found = self.status()
+        ill = {
+            server.address
+            for server in found.servers
+            if server.canary and server.canary.verdict in _TO_HEAL
+        }
+        if not ill or found.begun is not None or found.serving is None:
+            return found
+        # what is loaded now is to be as it was released
+        version = self._repository.read(found.serving)
+        self._repository.champions.touch()
+        asked = [
+            self._revive(server, version) if server.address in ill else before
+            for server, before in zip(self.servers, found.servers, strict=True)
         ]
-        if ill:
-            self._repository.champions.touch()
-        return [server.address for server in ill if self._revive(server, version)]
+        return found.model_copy(update={"servers": asked})
 
-    def _revive(self, server: Endpoint, version: Version) -> bool:
+    def _revive(self, server: Endpoint, version: Version) -> ServerStatus:
         with contextlib.suppress(ServingError):
             server.load(self._name)
-        return ask_champion(server, self._name, version).passed
+        found = self._server_status(server, version)
+        healed = found.canary is not None and found.canary.passed
+        return found.model_copy(update={"healed": healed})
 
-    def _settled(self) -> bool:
-        """Whether no change is under way, once what a killed one began is undone."""
+    def _settle(self) -> None:
+        """Undo what one who was killed began; who is at work is left alone."""
         if self._repository.history().begun is None:
-            return True
-        try:
-            with self._repository.locked("heal"):
-                self._undo_begun()
-        except LockedError:
-            return False
-        return True
+            return
+        with contextlib.suppress(LockedError), self._repository.locked("heal"):
+            self._undo_begun()
+
+    def _live(self) -> tuple[list[Endpoint], list[str]]:
+        """The servers that answer at all, and the addresses of the others."""
+        live = [server for server in self.servers if server.live()]
+        return live, [server.address for server in self.servers if server not in live]
+
+    def _require_all_live(self) -> None:
+        """ServingError where a server is away."""
+        live, away = self._live()
+        if away:
+            others = ",".join(server.address for server in live)
+            raise ServingError(
+                f"grpc://{','.join(away)}: does not answer; start it, or name only servers that do "
+                f"(--url grpc://{others or 'HOST:PORT'}, or serve.server of the spec): it loads "
+                "the champion when it starts"
+            )
 
     def _undo_begun(self) -> Event | None:
         """What one who was killed began, once it is undone."""
@@ -267,14 +310,14 @@ class Lifecycle:
             with contextlib.suppress(ServingError):
                 server.load(self._name)
 
-    def _serve(self, version: Version, history: History) -> None:
-        """Load a version on every server, with those before it; all have to say as recorded."""
+    def _serve(self, version: Version, history: History, servers: Sequence[Endpoint]) -> None:
+        """Load a version on servers, with those before it; all have to say as recorded."""
         together = self._together(version, history)
         self._repository.champions.serve(together)
-        self._load(self._name, version)
-        for server in self.servers:
+        self._load(self._name, version, servers)
+        for server in servers:
             for other in together[1:]:
-                canary = ask_version(server, self._name, other)
+                canary = ask_version(server, self._name, other, batch=full_batch(version))
                 if canary.verdict == "differs":
                     raise ServingError(
                         f"grpc://{server.address}: version {other.number} of {self._name}, which "
@@ -293,12 +336,12 @@ class Lifecycle:
                 together.append(self._read(one))
         return together
 
-    def _load(self, name: str, version: Version) -> list[Canary]:
-        """Load on every server; ServingError at the first that does not answer as recorded."""
+    def _load(self, name: str, version: Version, servers: Sequence[Endpoint]) -> list[Canary]:
+        """Load on servers; ServingError at the first that does not answer as recorded."""
         found = []
-        for server in self.servers:
+        for server in servers:
             server.load(name)
-            canary = ask_version(server, name, version)
+            canary = ask_version(server, name, version, batch=full_batch(version))
             if not canary.passed:
                 raise ServingError(
                     f"grpc://{server.address}: release {version.info.digest[:12]} failed its "
@@ -320,17 +363,12 @@ class Lifecycle:
     def _server_status(self, server: Endpoint, version: Version | None) -> ServerStatus:
         if not server.live():
             return ServerStatus(address=server.address, live=False)
+        canary = version and ask_champion(server, self._name, version)
         try:
             versions = server.versions(self._name)
         except ServingError:
-            return ServerStatus(address=server.address, live=False)
-        canary = version and ask_champion(server, self._name, version)
+            versions = {}
         return ServerStatus(address=server.address, live=True, versions=versions, canary=canary)
-
-    def _served(self) -> Version | None:
-        """The version that servers are told to give to those who name none."""
-        config = self._repository.champions.serving()
-        return config and self._repository.read(newest(config))
 
     def _read(self, event: Event) -> Version:
         version = self._repository.read(event.version)

@@ -93,8 +93,8 @@ def runs(wanted_N: npt.NDArray[np.bool_], most: int) -> list[slice]:
 
 
 def largest_batch(graph: GraphInfo, most: int, max_message: int, url: str) -> int:
-    """Windows per request: at most ``most``, and what a message holds."""
-    window = 2 * graph.bands * graph.window**2
+    """Windows per request: at most ``most``, and what a message and its answer hold."""
+    window = max(2 * graph.bands, len(OUTPUTS)) * graph.window**2
     fitting = (max_message - _ENVELOPE) // window
     if fitting < 1:
         raise ServingError(
@@ -102,6 +102,22 @@ def largest_batch(graph: GraphInfo, most: int, max_message: int, url: str) -> in
             "larger messages, or export the model with a smaller window"
         )
     return min(most, fitting)
+
+
+def too_large(batch_NCHW: UInt16Array, size: int, said: str, *, where: str) -> ServingError:
+    """What to say of a request of ``size`` bytes whose message, or answer, was let through by
+    nobody; ``said``: gRPC's words, which name the limit."""
+    back = len(OUTPUTS) * _pixels(batch_NCHW)
+    fewer = (
+        "ask for fewer windows at once (max_message, max_batch)"
+        if len(batch_NCHW) > 1
+        else "export the model with a smaller window"
+    )
+    return ServingError(
+        f"{where}: a request of {size} bytes ({len(batch_NCHW)} windows), whose answer has {back}, "
+        f"is larger than the server, or a proxy before it, lets through ({said}); allow larger "
+        f"messages there, or {fewer}"
+    )
 
 
 def region_bytes(batch_NCHW: UInt16Array) -> int:

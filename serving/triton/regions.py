@@ -7,6 +7,7 @@ mapped it, so that nothing is left in ``/dev/shm`` however the client ends.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import threading
@@ -23,6 +24,7 @@ from tritonclient.grpc import service_pb2
 from serving.triton.replicas import Replica, gave_up
 from terrafine.errors import ServingError
 
+log = logging.getLogger(__name__)
 _SHARED = Path("/dev/shm")
 
 
@@ -68,7 +70,8 @@ class Region:
 class Regions:
     """The regions of one client, lent to one request at a time.
 
-    ``wanted``: True (ServingError where it cannot be had), False, or "auto" (where it can).
+    ``wanted``: True (ServingError where it cannot be had), False, or "auto" (where it can; one
+    warning where this machine has not enough of it).
     ``grace``: seconds after which a request that was given up has certainly ended: until then the
     server may still read or write its region, which is neither used again nor unregistered.
     Servers are told beside the requests, which do not wait for one that does not listen.
@@ -81,6 +84,7 @@ class Regions:
         self._free: list[Region] = []
         self._doubtful: list[tuple[float, Region]] = []
         self._without: set[Replica] = set()
+        self._warned = False
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
     def take(self, replica: Replica, size: int, *, timeout: float) -> Region | None:
@@ -137,6 +141,14 @@ class Regions:
             ) from error
         with self._lock:
             self._without.add(replica)
+            warn = isinstance(error, OSError) and not self._warned
+            self._warned |= warn
+        if warn:
+            log.warning(
+                "%s: no shared memory of %d bytes can be had on this machine (%s), so that windows "
+                "travel by gRPC; enlarge /dev/shm, or take shared_memory=False",
+                replica, size, error,
+            )  # fmt: skip
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -40,9 +40,12 @@ CHANNEL = (
 # Answers of Triton that have the code of a lost connection, or of a model that is not there.
 _SAID = {
     "Exceeds maximum queue size": "queue_full",
+    "Request timeout expired": "queue_timeout",
     "This protocol is restricted": "restricted",
     "batch-size must be <=": "batch_too_large",
     "Unable to find shared memory region": "region_unknown",
+    # what a proxy over HTTP says of a message that is too large
+    "status: 413": "resource_exhausted",
 }
 _SHORTEST_REST, _LONGEST_REST = 0.05, 2.0
 # Each is replaced after a try has timed out at the soonest: nothing waits for the oldest any more.
@@ -120,15 +123,16 @@ class Replicas:
         self._turn = 0
         self._lock = threading.Lock()
 
-    def pick(self) -> tuple[Replica, float]:
+    def pick(self, *, but: Replica | None = None) -> tuple[Replica, float]:
         """The replica to ask next, and for how many seconds to wait before that.
 
-        Those that rest are passed over; when all rest it is the one that is ready first.
+        Those that rest are passed over, and ``but`` as long as another is well; when all rest it is
+        the one that is ready first.
         """
         with self._lock:
             now = self._clock()
             turns = self.all[self._turn :] + self.all[: self._turn]
-            chosen = min(turns, key=lambda replica: max(replica.rests_until, now))
+            chosen = min(turns, key=lambda one: (max(one.rests_until, now), one is but))
             self._turn = (self.all.index(chosen) + 1) % len(self.all)
             return chosen, max(chosen.rests_until - now, 0.0)
 

@@ -204,6 +204,7 @@ class ModelRepository:
         self.storage = Storage.at(location)
         self.name = name
         self._lease = lease
+        self._served: tuple[ModelConfig, Version] | None = None
         self.champions = ModelFolder(self.storage, name)
         self.candidate = ModelFolder(self.storage, f"{name}-candidate")
 
@@ -256,6 +257,18 @@ class ModelRepository:
     def read(self, number: int) -> Version:
         """A version that is or was champion, as it was staged; ModelError otherwise."""
         return self.champions.read(number, config_sha256=self.history().configs.get(number))
+
+    def served(self) -> Version | None:
+        """The version that servers are told to give to those who name none.
+
+        Its files are read when it is first asked for, and again once the configuration is another.
+        """
+        config = self.champions.serving()
+        if config is None:
+            return None
+        if self._served is None or self._served[0] != config:
+            self._served = config, self.read(newest(config))
+        return self._served[1]
 
     def stage(self, release: Release, spec: ServeSpec) -> Version:
         """Write a release as the candidate's only version, under a number never used before.

@@ -12,26 +12,36 @@ from typing import Annotated
 
 import typer
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from serving.triton.canary import Canary
 from serving.triton.deploy import lifecycle_on
 from serving.triton.lifecycle import Lifecycle, ServerStatus, Status
-from serving.triton.repository import Event
+from serving.triton.repository import Event, ModelRepository
 from serving.triton.server import TritonServer
 from terrafine import telemetry
 from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
-from terrafine.errors import ServingError, StageError, TerrafineError, explain
+from terrafine.errors import ServingError, SpecError, StageError, TerrafineError, explain
 from terrafine.export import Release, read_release
+from terrafine.export.variants import Variant
 from terrafine.spec import ServeSpec
-from terrafine.stages import ENGINE, Job, release_stage
+from terrafine.spec_errors import explain_validation
+from terrafine.stages import ENGINE, Job, made_release, release_stage
 
 ILL = 4
 
 UrlOption = Annotated[
     str, typer.Option(envvar="TERRAFINE_URL", help="of the servers: grpc://HOST:PORT[,HOST:PORT]")
+]
+DeployUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TERRAFINE_URL",
+        help="of the servers: grpc://HOST:PORT[,HOST:PORT]; default: serve.server of the spec, "
+        "else this machine",
+    ),
 ]
 RepositoryOption = Annotated[
     str | None,
@@ -70,8 +80,14 @@ def deploy(
     source: Annotated[
         Path, typer.Argument(metavar="SPEC|RELEASE", help="spec whose export is done, or a folder")
     ],
-    url: UrlOption = LOCAL,
+    url: DeployUrlOption = None,
     repository: RepositoryOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="that clients ask for; default: serve.name")
+    ] = None,
+    variant: Annotated[
+        Variant | None, typer.Option(help="of the release's graphs; default: serve.variant")
+    ] = None,
     data: DataOption = None,
     workdir: WorkdirOption = None,
     promote_too: Annotated[
@@ -83,14 +99,18 @@ def deploy(
     """Stage a release beside the champion and hold its answers against those of the export.
 
     Only a release whose gate passed, and whose files are as they were exported, is taken. Clients
-    go on with the champion until `terrafine promote`.
+    go on with the champion until `terrafine promote`. Options go before the spec's `serve`; a
+    release's folder has none, and is served by its defaults.
 
     Examples: `terrafine deploy examples/zion.yaml --repository s3://models/triton
     --url grpc://triton:8001`, `terrafine deploy runs/zion/export/latest/release -r /models
-    --promote`
+    --name zion --variant int8 --promote`
     """
-    release, spec = _release(source, data, workdir)
-    with _lifecycle(url, repository or spec.repository, spec.name, seconds) as lifecycle:
+    release, stated = _release(source, data, workdir)
+    spec = _changed(
+        stated, {"name": name, "variant": variant, "server": url, "repository": repository}
+    )
+    with _lifecycle(spec.server or LOCAL, spec.repository, spec.name, seconds) as lifecycle:
         version, canary = lifecycle.deploy(release, spec)
         champion = lifecycle.promote(release.digest) if promote_too else None
     done = Deployed(
@@ -101,7 +121,11 @@ def deploy(
         champion=champion,
     )
     exact = "byte by byte" if all(one.exact for one in canary) else "within serve.canary_*"
-    then = "is champion" if champion else "is staged; `terrafine promote` makes it the champion"
+    then = (
+        "is champion"
+        if champion
+        else f"is staged; `terrafine promote --name {spec.name}` makes it the champion"
+    )
     _say(
         done,
         as_json,
@@ -133,10 +157,16 @@ def rollback(
     seconds: SecondsOption = 600,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the champion before this one the champion again."""
+    """Make the champion before this one the champion again, on every server that answers.
+
+    Those that are away are named; they load it when they start.
+    """
     with _lifecycle(url, repository, name, seconds) as lifecycle:
         event = lifecycle.rollback()
-    _say(event, as_json, f"{name} version {event.version} ({event.release[:12]}) is champion again")
+    done = f"{name} version {event.version} ({event.release[:12]}) is champion again"
+    if event.away:
+        done += f"; {', '.join(event.away)} did not answer, and is to load it when it starts"
+    _say(event, as_json, done)
 
 
 def show_servers(url: str, repository: str | None, name: str, *, as_json: bool) -> None:
@@ -144,7 +174,7 @@ def show_servers(url: str, repository: str | None, name: str, *, as_json: bool) 
 
     Exit code 4 where one does not.
     """
-    with _lifecycle(url, repository, name, 60) as lifecycle:
+    with _lifecycle(url, repository, name) as lifecycle:
         found = lifecycle.status()
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -174,13 +204,14 @@ def watch(
     metrics = telemetry.ReleaseMetrics(registry=registry)
     if runs is not None:
         telemetry.RunMetrics(runs, registry=registry)
-    with _lifecycle(url, repository, name, 600):
+    models = _repository(repository, name)
+    with lifecycle_on(url, models):
         pass  # says at once what is missing
     with telemetry.serve(metrics_port, registry):
         while True:
             try:
                 # opened anew, since servers come and go behind one name
-                with _lifecycle(url, repository, name, 600) as lifecycle:
+                with lifecycle_on(url, models) as lifecycle:
                     _look(lifecycle, metrics)
             except TerrafineError as error:
                 # a bucket that is away for a moment; the next look says whether it is back
@@ -203,26 +234,24 @@ def serve(
     """
     _stop_on_signal()
     server = TritonServer(repository, load=[name], ports=(http_port, grpc_port, metrics_port))
-    with server, _lifecycle(server.grpc_url, repository, name, 600) as lifecycle:
+    with server, _lifecycle(server.grpc_url, repository, name) as lifecycle:
         typer.echo(f"{server.grpc_url} {server.http_url} {server.metrics_url}")
         while not server.ended(seconds=every):
-            _heal(lifecycle)
+            try:
+                lifecycle.heal()
+            except TerrafineError as error:
+                typer.echo(explain(error), err=True)
     raise ServingError(f"Triton over {repository} ended by itself; start it again")
 
 
-def _heal(lifecycle: Lifecycle) -> list[str]:
-    """The addresses of servers that answer again; what kept it from healing is only told."""
+def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
     try:
-        return lifecycle.heal()
+        found = lifecycle.heal()
     except TerrafineError as error:
         typer.echo(explain(error), err=True)
-        return []
-
-
-def _look(lifecycle: Lifecycle, metrics: telemetry.ReleaseMetrics) -> None:
-    for address in _heal(lifecycle):
+        found = lifecycle.status()
+    for address in found.healed:
         metrics.healed(lifecycle.name, address)
-    found = lifecycle.status()
     champion = found.champion
     metrics.champion(
         found.name, champion.version if champion else 0, champion.at if champion else None
@@ -251,18 +280,34 @@ def _release(source: Path, data: Path | None, workdir: Path | None) -> tuple[Rel
             f"{source}: its model is not there yet in {job.workdir}; run `terrafine {stage} "
             "SPEC` first, or `terrafine run SPEC` for all"
         )
-    return read_release(job.output(made, "release")), job.spec.serve
+    return made_release(job, made), job.spec.serve
+
+
+def _changed(spec: ServeSpec, options: dict[str, str | None]) -> ServeSpec:
+    """How a release is served, by the options that are given; SpecError where one cannot be."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return ServeSpec.model_validate(spec.model_dump() | given)
+    except ValidationError as error:
+        wrong = "; ".join(explain_validation(error, ServeSpec.model_json_schema()))
+        raise SpecError(f"terrafine deploy --{wrong}") from error
 
 
 @contextmanager
-def _lifecycle(url: str, repository: str | None, name: str, seconds: float) -> Iterator[Lifecycle]:
-    if repository is None:
+def _lifecycle(
+    url: str, repository: str | None, name: str, seconds: float = 600
+) -> Iterator[Lifecycle]:
+    with lifecycle_on(url, _repository(repository, name), seconds=seconds) as lifecycle:
+        yield lifecycle
+
+
+def _repository(location: str | None, name: str) -> ModelRepository:
+    if location is None:
         raise ServingError(
             "no model repository: give --repository (the folder or s3:// URL that the servers "
             "read), set TERRAFINE_REPOSITORY, or write serve.repository into the spec"
         )
-    with lifecycle_on(url, repository, name, seconds=seconds) as lifecycle:
-        yield lifecycle
+    return ModelRepository(location, name)
 
 
 def _stop_on_signal() -> None:

@@ -21,6 +21,12 @@ from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
 
 Bytes = tuple[UInt8Array, UInt8Array, UInt8Array]
+_REMEDIES: dict[Variant, str] = {
+    "fp32": "choose another export.opset",
+    "fp16": "leave it out of export.variants",
+    "int8": "calibrate it on more windows (export.parity_windows), or leave it out of "
+    "export.variants",
+}
 
 
 class ParityReport(BaseModel):
@@ -42,21 +48,46 @@ class ParityReport(BaseModel):
 
 @dataclass(frozen=True)
 class Floors:
-    """What a graph must reach: least share of equal classes, largest error of a probability."""
+    """What a graph must reach: least share of equal classes, largest error of a probability.
+
+    The error is the worst pixel's for fp32, the mean over the pixels for the others: 8 bits move
+    single pixels, and a shift of all of them leaves the classes as they are.
+    """
 
     class_agreement: float
     probability_error: float
-    setting: str
+    variant: Variant
 
     @classmethod
     def of(cls, spec: ExportSpec, variant: Variant = "fp32") -> Floors:
-        """The spec's. Only the exact graph's worst pixel is bounded: 8 bits move single ones."""
+        """The spec's."""
         if variant == "fp32":
-            return cls(
-                spec.min_class_agreement, spec.max_probability_error, "export.min_class_agreement"
+            return cls(spec.min_class_agreement, spec.max_probability_error, variant)
+        agreement, error = spec.reduced_class_agreement, spec.reduced_probability_error
+        return cls(agreement[variant], error[variant], variant)
+
+    def refusal(self, report: ParityReport) -> str:
+        """Why a graph of this report is refused, and what to do; "" where it is not."""
+        exact, remedy = self.variant == "fp32", _REMEDIES[self.variant]
+        error = report.max_probability_error if exact else report.mean_probability_error
+        # what is no number is refused
+        if not report.class_agreement >= self.class_agreement:
+            setting = "min_class_agreement" if exact else f"reduced_class_agreement.{self.variant}"
+            return (
+                f"{self.variant} graph and network agree on {report.class_agreement:.6f} of the "
+                f"pixels, export.{setting} asks for {self.class_agreement}; {remedy}"
             )
-        setting = f"export.reduced_class_agreement.{variant}"
-        return cls(spec.reduced_class_agreement[variant], 1.0, setting)
+        if not error <= self.probability_error:
+            setting, mean = (
+                ("max_probability_error", "")
+                if exact
+                else (f"reduced_probability_error.{self.variant}", " in the mean over the pixels")
+            )
+            return (
+                f"{self.variant} graph and network differ by {error:.4f} in a probability{mean}, "
+                f"export.{setting} allows {self.probability_error}; {remedy}"
+            )
+        return ""
 
 
 def export_model(
@@ -100,10 +131,16 @@ def export_reduced(
 ) -> ParityReport:
     """:func:`export_model` of the fp16 or int8 variant.
 
-    ``exact``: the fp32 graph, which int8 is made from. Of two windows or more every other one
-    calibrates int8, and only the others are compared: how it does where it was not calibrated is
-    what a map gets. Raises ExportError where the variant cannot be made or stays below its floor.
+    ``exact``: the fp32 graph, which int8 is made from. Every other window calibrates int8,
+    and only the others are compared: how it does where it was not calibrated is what a map gets.
+    Raises ExportError where the variant cannot be made or misses its floors.
     """
+    if variant == "int8" and len(windows_NCHW) < 2:
+        raise ExportError(
+            f"{path}: not exported: with one window int8 would be judged on what it is calibrated "
+            "on; ask for two or more (export.parity_windows) of imagery that has them, or leave it "
+            "out of export.variants"
+        )
     compared_NCHW = windows_NCHW
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -111,7 +148,7 @@ def export_reduced(
             export_onnx(model, partial, window=window, spec=spec, info=info, half=True)
         else:
             to_int8(exact, partial, windows_NCHW[::2])
-            compared_NCHW = windows_NCHW[1::2] if len(windows_NCHW) > 1 else windows_NCHW
+            compared_NCHW = windows_NCHW[1::2]
         floors = Floors.of(spec, variant)
         report = check_parity(model, info, partial, compared_NCHW, floors, named=path)
         partial.replace(path)
@@ -129,7 +166,7 @@ def check_parity(
     *,
     named: Path | None = None,
 ) -> ParityReport:
-    """Compare a graph with the network it came from; ExportError below ``floors``.
+    """Compare a graph with the network it came from; ExportError where it misses ``floors``.
 
     ``named``: what to call the file in an error, if it is still a temporary one.
     """
@@ -146,16 +183,9 @@ def check_parity(
             f"{where}: not exported: {len(windows_NCHW)} windows without a single valid pixel "
             "cannot show that the graph is right; choose windows inside the imagery"
         )
-    if not report.class_agreement >= floors.class_agreement:
-        raise ExportError(
-            f"{where}: not exported: graph and network agree on {report.class_agreement:.6f} of "
-            f"the pixels, {floors.setting} asks for {floors.class_agreement}"
-        )
-    if not report.max_probability_error <= floors.probability_error:
-        raise ExportError(
-            f"{where}: not exported: graph and network differ by {report.max_probability_error:.4f}"
-            f" in a probability, export.max_probability_error allows {floors.probability_error}"
-        )
+    refusal = floors.refusal(report)
+    if refusal:
+        raise ExportError(f"{where}: not exported: {refusal}")
     return report
 
 

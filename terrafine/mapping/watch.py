@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +19,9 @@ from terrafine.mapping.predictor import Served
 from terrafine.mapping.terminal import draw_shards
 from terrafine.mapping.write import ShardKey, ShardReceipt
 from terrafine.progress import Task, describe, on_terminal, progress, warn
+
+if TYPE_CHECKING:
+    from terrafine.telemetry import RequestRecord, VersionStatistics
 
 # seconds between two looks at the servers, and between two sentences about the same trouble
 _LOOK, _SAY = 1.0, 10.0
@@ -87,6 +90,12 @@ class MapGauges(Protocol):
 
     def failed_tries(self, cause: str, times: int) -> None:
         """So many more tries failed for this reason."""
+
+    def request(self, record: RequestRecord) -> None:
+        """Model servers answered a request."""
+
+    def servers(self, found: Iterable[VersionStatistics]) -> None:
+        """What model servers have counted, read from them now and then."""
 
     def figures(self, now: Figures) -> None:
         """How the map goes now."""
@@ -187,6 +196,11 @@ class MapWatch:
         if new and time.monotonic() - self._said > _SAY:
             self._say()
 
+    def answered(self, records: Iterable[RequestRecord]) -> None:
+        """Model servers answered these requests of one process."""
+        for record in records:
+            self._gauges.request(record)
+
     @property
     def now(self) -> Figures:
         """How the map goes."""
@@ -208,7 +222,9 @@ class MapWatch:
         """Ask what nobody tells: how the servers do."""
         if self._servers is not None:
             self.failed_tries("driver", self._servers.failed_tries)
+            self.answered(self._servers.answered())
             waited = self._servers.queue_seconds()
+            self._gauges.servers(self._servers.counted)
             with self._lock:
                 self._queue = self._queue if waited is None else waited
             self._tell()

@@ -11,11 +11,11 @@ import hashlib
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -30,6 +30,9 @@ from terrafine.mapping.plan import Imagery, require_shard
 from terrafine.mapping.predictor import Predictor, Served, engine_errors
 from terrafine.mapping.shard import Looked, ShardResult, Stopwatch, compute_shard, margin_of
 from terrafine.spec import MappingSpec
+
+if TYPE_CHECKING:
+    from terrafine.telemetry import RequestRecord
 
 ShardKey = tuple[str, Window]
 
@@ -170,6 +173,11 @@ class ShardWriter:
         """Cause -> tries of this process that model servers did not answer, and were repeated."""
         opened = vars(self).get("predictor")
         return opened.failed_tries if isinstance(opened, Served) else {}
+
+    def answered(self) -> Sequence[RequestRecord]:
+        """Requests of this process that model servers answered since the last call."""
+        opened = vars(self).get("predictor")
+        return opened.answered() if isinstance(opened, Served) else ()
 
     @cached_property
     def predictor(self) -> Predictor:

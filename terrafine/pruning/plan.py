@@ -74,9 +74,13 @@ def _group(layers: tuple[str, ...], found: ChannelMap, spec: PruneSpec) -> Group
     kept = _kept_because(layers, channels, found, spec)
     if kept is not None:
         return Group(layers, channels, 0, kept)
-    ratio = min(_ratio(name, spec) for name in layers)
+    ratios = {name: _ratio(name, spec) for name in layers}
+    lowest = min(layers, key=ratios.__getitem__)
+    ratio = ratios[lowest]
     remove = _removed(len(channels), ratio, spec.round_to)
     why = f"ratio {ratio:g}"
+    if ratio < max(ratios.values()):
+        why += f", the smallest of its coupled layers ({lowest})"
     if remove < _removed(len(channels), ratio, 1):
         why += f", left rounded up to a multiple of {spec.round_to}"
     return Group(layers, channels, remove, why)

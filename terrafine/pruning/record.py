@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from terrafine.pruning.plan import PruningPlan
+from terrafine.pruning.trace import Ids
 from terrafine.spec import PruneSpec
 
 
@@ -13,9 +15,12 @@ class _Frozen(BaseModel):
 
 
 class PrunedLayer(_Frozen):
-    """One convolution: its filters before and after, and why so many went.
+    """One convolution: its filters before and after, which of them went, and why so many.
 
-    ``group``: number, from 0, of the layers that share their output channels with it.
+    ``filters``: numbers, from 0, in the trained network, of those that went: nearest to the
+    geometric median, together with the filters of the layers that make the same channels; None in
+    records that were written before it was said. ``group``: number, from 0, of the layers that
+    share their output channels with it.
     """
 
     layer: str
@@ -24,6 +29,18 @@ class PrunedLayer(_Frozen):
     left: int
     why: str
     group: int
+    filters: tuple[int, ...] | None = None
+
+    @property
+    def which(self) -> str:
+        """``filters`` to be read, as "0-3, 7"; "" where none went, or the record does not say."""
+        runs: list[list[int]] = []
+        for number in self.filters or ():
+            if runs and number == runs[-1][-1] + 1:
+                runs[-1][1:] = [number]
+            else:
+                runs.append([number])
+        return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 class PrunedPart(_Frozen):
@@ -48,7 +65,8 @@ class PruningRecord(_Frozen):
 
     ``parent``: digest of the model bundle before it; ``agreement``: share of the validation pixels
     on which the network and the label product agree, of the trained model, with its filters
-    zeroed, and (the last) of the compact network that is handed on.
+    zeroed, and (the last) of the compact network that is handed on; ``worse_tuning``: that of a
+    fine-tuning that is not handed on, because it made the compact network worse.
     """
 
     spec: PruneSpec
@@ -57,6 +75,7 @@ class PruningRecord(_Frozen):
     before: Cost
     after: Cost
     agreement: dict[str, float]
+    worse_tuning: float | None = None
 
     @property
     def removed(self) -> int:
@@ -90,8 +109,8 @@ class PruningRecord(_Frozen):
         return 1 - self.after.macs_per_pixel / self.before.macs_per_pixel
 
 
-def pruned_layers(plan: PruningPlan) -> tuple[PrunedLayer, ...]:
-    """Every convolution, in the order of the forward pass."""
+def pruned_layers(plan: PruningPlan, gone: Ids) -> tuple[PrunedLayer, ...]:
+    """Every convolution, in the order of the forward pass; ``gone``: ids of removed channels."""
     group_of = {layer: number for number, group in enumerate(plan.groups) for layer in group.layers}
     found = []
     for layer, ids in plan.map.outputs.items():
@@ -104,6 +123,7 @@ def pruned_layers(plan: PruningPlan) -> tuple[PrunedLayer, ...]:
                 left=len(ids) - group.remove,
                 why=group.why,
                 group=group_of[layer],
+                filters=tuple(np.flatnonzero(np.isin(ids, gone)).tolist()),
             )
         )
     return tuple(found)

@@ -51,8 +51,7 @@ def without_zeroed(network: N, plan: PruningPlan) -> N:
 
     In evaluation it computes the same function. PruningError when they are not zero.
     """
-    gone = [_zeroed(network, plan, group) for group in plan.groups if group.remove]
-    removed = np.concatenate(gone) if gone else np.empty(0, np.int64)
+    removed = removed_channels(network, plan)
     compact = copy.deepcopy(network)
     for name, ids in plan.map.outputs.items():
         inputs = _kept(plan.map.inputs[name], removed)
@@ -65,6 +64,12 @@ def without_zeroed(network: N, plan: PruningPlan) -> N:
         kept = _kept(ids, removed)
         keep_channels(compact.get_submodule(name), kept, kept)
     return compact
+
+
+def removed_channels(network: nn.Module, plan: PruningPlan) -> Ids:
+    """Ids of the channels that :func:`without_zeroed` removes; raises as that does."""
+    gone = [_zeroed(network, plan, group) for group in plan.groups if group.remove]
+    return np.concatenate(gone) if gone else np.empty(0, np.int64)
 
 
 def _nearest(network: nn.Module, plan: PruningPlan, group: Group) -> Ids:

@@ -1,6 +1,6 @@
 """The stages: the list of them is the architecture."""
 
-from terrafine.stages.adopt import ADOPT, release_stage
+from terrafine.stages.adopt import ADOPT, made_release, release_stage
 from terrafine.stages.assess import ASSESS, open_reference
 from terrafine.stages.deploy import DEPLOY
 from terrafine.stages.engine import Engine, Job, Manifest
@@ -31,4 +31,13 @@ ENGINE = Engine(
     ]
 )
 
-__all__ = ["ENGINE", "Engine", "Job", "Manifest", "check_store", "open_reference", "release_stage"]
+__all__ = [
+    "ENGINE",
+    "Engine",
+    "Job",
+    "Manifest",
+    "check_store",
+    "made_release",
+    "open_reference",
+    "release_stage",
+]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from terrafine.errors import StageError
-from terrafine.export import ReleaseInfo, fetch_release
+from terrafine.export import Release, ReleaseInfo, fetch_release, read_release
 from terrafine.spec import MapSpec
 from terrafine.stages.engine import CHAMPION, Job, Manifest, Outcome, Stage, champion_place
 
@@ -54,6 +54,19 @@ def _legend(info: ReleaseInfo) -> str:
 def release_stage(spec: MapSpec) -> str:
     """The stage that leaves the model to map with."""
     return "export" if spec.champion is None else "adopt"
+
+
+def made_release(job: Job, made: Manifest) -> Release:
+    """The release that a stage left; StageError when another one lies in its place now."""
+    folder = job.output(made, "release")
+    release = read_release(folder)
+    if release.digest != made.metrics["release"]:
+        raise StageError(
+            f"{folder}: holds release {release.digest[:12]} (run {release.info.name}), but stage "
+            f"{made.stage} left {str(made.metrics['release'])[:12]}, which its gate vouches for; "
+            f"delete {job.workdir / made.stage} and run `terrafine {made.stage} SPEC` again"
+        )
+    return release
 
 
 ADOPT = Stage(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from terrafine.errors import StageError
-from terrafine.export import read_release
 from terrafine.progress import warn
+from terrafine.stages.adopt import made_release
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
 
 
@@ -27,7 +27,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
             f"serve.server {serve.server}: this process has no client for model servers; run "
             "`terrafine run SPEC` or the pipeline"
         )
-    release = read_release(job.output(needed["export"], "release"))
+    release = made_release(job, needed["export"])
     return Outcome({}, {"deployed": "yes", **job.deployer(release, serve)})
 
 

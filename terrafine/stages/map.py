@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from terrafine import __version__
 from terrafine.errors import MapStoreError, StageError
-from terrafine.export import Release, read_release
+from terrafine.export import Release
 from terrafine.mapping import (
     Base,
     MapOutcome,
@@ -39,8 +39,8 @@ from terrafine.raster import (
     scene_names,
     unreadable_scenes,
 )
-from terrafine.spec import MappingSpec, MapSpec
-from terrafine.stages.adopt import release_stage
+from terrafine.spec import MapSpec
+from terrafine.stages.adopt import made_release, release_stage
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, file_digest, source_digests
 from terrafine.stages.label import scene_files
 from terrafine.telemetry import MappingMetrics, run_port, serve
@@ -92,7 +92,7 @@ def map_scenes(
     """
     spec, place = job.spec, map_place(job)
     origin = Origin(_settings(spec), _stamps(job))
-    with _measured(spec.map) as metrics, MapWatch(metrics) as watch:
+    with _measured(spec) as metrics, MapWatch(metrics) as watch:
         done = map_all(
             place,
             mosaics,
@@ -128,7 +128,7 @@ Inputs = tuple[str, dict[str, Mosaic], Callable[[], Predictor]]
 def stage_inputs(job: Job, needed: Mapping[str, Manifest]) -> Inputs:
     """As :func:`open_inputs`, of a run's own model or of the champion it took.
 
-    ``needed``: the stages before the map. StageError when the graph is not what was gated.
+    ``needed``: the stages before the map. StageError when graph or release are not what was gated.
     """
     made = needed[release_stage(job.spec)]
     graph = job.output(made, "graph")
@@ -137,7 +137,7 @@ def stage_inputs(job: Job, needed: Mapping[str, Manifest]) -> Inputs:
             f"{graph}: changed since stage {made.stage} left it, so its gate no longer vouches for "
             f"it; delete {job.workdir / made.stage} and run `terrafine {made.stage} SPEC` again"
         )
-    release = read_release(job.output(made, "release"))
+    release = made_release(job, made)
     # an adopted release has no weights, and a spec that asks torch for them is refused
     bundle = job.output(needed["prune"], "model") if "prune" in needed else release.folder
     return open_inputs(job, release, graph, bundle)
@@ -154,17 +154,18 @@ def open_inputs(job: Job, release: Release, graph: Path, bundle: Path) -> Inputs
 
 
 @contextmanager
-def _measured(spec: MappingSpec) -> Iterator[MappingMetrics]:
+def _measured(spec: MapSpec) -> Iterator[MappingMetrics]:
     """Metrics of a map, served meanwhile where the spec or the environment wants it."""
-    registry, port = CollectorRegistry(), run_port(spec.metrics_port)
+    registry, port = CollectorRegistry(), run_port(spec.map.metrics_port)
+    model = spec.serve.name if spec.map.predictor == "triton" else None
     with serve(port, registry, key="map.metrics_port") if port else nullcontext():
-        yield MappingMetrics(wave=spec.wave, registry=registry)
+        yield MappingMetrics(wave=spec.map.wave, registry=registry, model=model)
 
 
 def require_begun(job: Job, needed: Mapping[str, Manifest]) -> None:
     """StageError unless the map of this spec and this model was begun in its store."""
     made = needed[release_stage(job.spec)]
-    model = read_release(job.output(made, "release")).info.model
+    model = made_release(job, made).info.model
     place, runs = map_place(job), list[str]()
     if is_map_store(place):
         store, digest = MapStore(place), pixels_digest(job, str(made.metrics["graph"]))

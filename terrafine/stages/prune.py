@@ -2,7 +2,8 @@
 
 First the trained model is trained on, its filters nearest the geometric median zeroed after every
 epoch; then the zeroed filters are removed, and the compact network is trained on. Both trainings
-run as any other does, on Ray and resumable.
+run as any other does, on Ray and resumable. What is handed on is never worse on the validation
+chips than the compact network was before it was trained on.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from terrafine.errors import ModelError
 from terrafine.export import BundleInfo, load_bundle, save_bundle
 from terrafine.export.bundle import WEIGHTS
 from terrafine.models import RawModel, changed_channels, describe_spec
+from terrafine.progress import warn
 from terrafine.pruning import (
     Cost,
     PruningRecord,
     plan_pruning,
     pruned_layers,
+    removed_channels,
     without_zeroed,
 )
 from terrafine.spec import TrainingSpec
@@ -113,22 +116,24 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     model.load_state_dict(softened.best_state)
     compact = RawModel(model.raw, without_zeroed(model.network, plan))
     tuned = pruning.fine_tune(compact)
-    if tuned is not None:
-        compact.load_state_dict(tuned.best_state)
+    better = _better(softened, tuned)
+    if better is not softened:
+        compact.load_state_dict(better.best_state)
     record = PruningRecord(
         spec=job.spec.prune,
         parent=parent.digest,
-        layers=pruned_layers(plan),
+        layers=pruned_layers(plan, removed_channels(model.network, plan)),
         before=_cost(model, parent),
         after=_cost(compact, parent),
         agreement={
             "trained": float(needed["train"].metrics["validation_agreement"]),
             "zeroed": round(_best(softened), 4),
-            "compact": round(_best(tuned or softened), 4),
+            "compact": round(_best(better), 4),
         },
+        worse_tuning=None if tuned is None or tuned is better else round(_best(tuned), 4),
     )
     pruning.save(compact.eval(), record)
-    (folder / RECORD).write_text(record.model_dump_json(indent=1))
+    (folder / RECORD).write_text(record.model_dump_json())
     _write_history(folder / "history.json", softened, tuned)
     clear_training(folder, pruning.place)
     return Outcome(
@@ -192,6 +197,21 @@ def _weights(model: RawModel) -> bytes:
 
 def _best(result: TrainingResult) -> float:
     return result.history[result.best_epoch - 1].validation_agreement
+
+
+def _better(softened: TrainingResult, tuned: TrainingResult | None) -> TrainingResult:
+    """The fine-tuning's result, unless the network that it began with agrees with more."""
+    if tuned is None:
+        return softened
+    # what is no number is not better
+    if _best(tuned) >= _best(softened):
+        return tuned
+    warn(
+        f"prune: fine-tuning left a network that agrees with {_best(tuned):.2%} of the validation "
+        f"pixels; the one that it began with agrees with {_best(softened):.2%} and is handed on: "
+        "lower prune.learning_rate or raise prune.fine_tune_epochs"
+    )
+    return softened
 
 
 def _write_history(path: Path, softened: TrainingResult, tuned: TrainingResult | None) -> None:

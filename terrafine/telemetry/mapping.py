@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from terrafine.mapping.watch import Figures
 from terrafine.mapping.write import ShardReceipt
+from terrafine.telemetry.serving import RequestRecord, ServingMetrics, VersionStatistics
 
 
 class MappingMetrics:
     """A running map's metrics, set by being told by its watch (``terrafine.mapping.MapWatch``).
 
-    ``wave``: shards that are committed together.
+    ``wave``: shards that are committed together; ``model``: its name on the model servers, where
+    they are asked: ``ServingMetrics`` of all workers' requests are kept then.
     """
 
-    def __init__(self, *, wave: int, registry: CollectorRegistry) -> None:
+    def __init__(self, *, wave: int, registry: CollectorRegistry, model: str | None = None) -> None:
+        self._model = model
+        self._requests = None if model is None else ServingMetrics(registry=registry)
+
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"terrafine_mapping_{name}", text, registry=registry)
 
@@ -84,3 +90,15 @@ class MappingMetrics:
     def failed_tries(self, cause: str, times: int) -> None:
         """So many more tries failed for this reason."""
         self._failed.labels(cause).inc(times)
+        if self._requests is not None and self._model is not None:
+            self._requests.failure(self._model, cause, times)
+
+    def request(self, record: RequestRecord) -> None:
+        """Model servers answered a request."""
+        if self._requests is not None:
+            self._requests.request(record)
+
+    def servers(self, found: Iterable[VersionStatistics]) -> None:
+        """What model servers have counted, read from them now and then."""
+        if self._requests is not None:
+            self._requests.server(found)

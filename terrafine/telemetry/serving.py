@@ -50,7 +50,10 @@ class VersionStatistics:
 
 
 class ServingMetrics:
-    """A model server's metrics as its client sees them, set by being its observer."""
+    """A model server's metrics as its client sees them, set by being its observer.
+
+    A map keeps them of all its workers (``MappingMetrics``).
+    """
 
     def __init__(self, *, registry: CollectorRegistry) -> None:
         def named(name: str) -> str:
@@ -111,9 +114,9 @@ class ServingMetrics:
         self._bytes.labels(record.model, "received").inc(record.received)
         self._version.labels(record.model).set(int(record.version))
 
-    def failure(self, model: str, cause: str) -> None:
-        """A try failed and is repeated."""
-        self._failures.labels(model, cause).inc()
+    def failure(self, model: str, cause: str, times: int = 1) -> None:
+        """A try failed, or so many did, and is repeated."""
+        self._failures.labels(model, cause).inc(times)
 
     def server(self, found: Iterable[VersionStatistics]) -> None:
         """What the servers have counted, read from them now and then."""

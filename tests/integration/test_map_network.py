@@ -157,7 +157,7 @@ def test_a_worker_waits_for_servers_that_restart_and_the_driver_does_not(
     serve_release(triton_server, champion_release, SERVE)
     with network(triton_server.grpc_url.removeprefix("grpc://")) as between:
         driver = OpenServed(
-            f"grpc://{between.address}", SERVE.name, champion_release.digest, deadline=200.0
+            f"grpc://{between.address}", SERVE.name, champion_release.digest, "fp32", deadline=200.0
         )
         worker = pickle.loads(pickle.dumps(driver))  # noqa: S301
         between.refuse()

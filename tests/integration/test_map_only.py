@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from terrafine.cli.main import app
 from terrafine.errors import StageError, TerrafineError
 from terrafine.export import Release, fetch_release, read_release
 from terrafine.mapping import open_map, release_record
+from terrafine.spec import ServeSpec
 from terrafine.stages import ENGINE, Job, adopt
+from terrafine.stages.deploy import DEPLOY
+from terrafine.stages.map import require_begun, stage_inputs
 from terrafine.storage import Storage
 from tests.buckets import s3_bucket
 from tests.scenes import Project, make_project
@@ -117,6 +122,44 @@ def test_a_champion_that_changes_while_it_is_adopted_is_not_adopted(
         ENGINE.run(job, "adopt")
     assert not list(job.workdir.glob("adopt/*/manifest.json"))
     assert ENGINE.run(job, "adopt").metrics["model"] == releases[1].info.model
+
+
+def test_a_release_that_another_run_left_in_its_place_is_neither_mapped_nor_deployed(
+    project: Project, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """Every file of it fits its own description; only the manifest tells."""
+    job = job_of(project)
+    made = ENGINE.run(job, "adopt")
+    place = job.output(made, "release")
+    shutil.rmtree(place)
+    shutil.copytree(releases[1].folder, place)
+    # the map's own graph may still be the one that was gated
+    exact = releases[0].info.graphs["fp32"].file
+    shutil.copy2(releases[0].folder / exact, job.workdir / exact)
+    made = made.model_copy(update={"outputs": {**made.outputs, "graph": exact}})
+    says = (
+        rf"holds release {releases[1].digest[:12]} \(run test-1\), but stage adopt left "
+        rf"{releases[0].digest[:12]}, which its gate vouches for; delete .*adopt"
+    )
+    with pytest.raises(StageError, match=says):
+        stage_inputs(job, {"adopt": made})
+    with pytest.raises(StageError, match=says):
+        require_begun(job, {"adopt": made})
+    deployed: list[Release] = []
+
+    def deployer(release: Release, serve: ServeSpec) -> dict[str, int]:
+        deployed.append(release)
+        return {}
+
+    project.change_spec(serve={"server": "grpc://a:1", "repository": str(tmp_path / "models")})
+    job = replace(job_of(project), deployer=deployer)
+    with pytest.raises(StageError, match=says):
+        DEPLOY.work(job, tmp_path, {"export": made})
+    assert not deployed
+    command = ["deploy", str(project.spec), "--workdir", str(job.workdir)]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, StageError)
+    assert re.search(says, str(done.exception))
 
 
 def test_what_a_champion_leaves_nothing_to_do_says_so(project: Project) -> None:

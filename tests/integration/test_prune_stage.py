@@ -84,12 +84,27 @@ def test_the_record_says_for_every_layer_what_went_and_why(pruned: tuple[Job, Ma
     for name, layer in layers.items():
         assert model.network.get_submodule(name).out_channels == layer.left
         assert layer.before - layer.removed == layer.left
+        assert layer.filters is not None
+        assert len(set(layer.filters)) == layer.removed
     assert layers["classifier"].why == "makes a class of the output"
     assert layers["down.0.0"].why == "ratio 0.4"
     assert len({layer.group for layer in record.layers}) == len(layers)
     assert set(record.agreement) == {"trained", "zeroed", "compact"}
     assert record.fewer_macs > 0.4
     assert record.parent == info.provenance["pruned_from"]
+
+
+def test_the_record_of_a_run_that_named_no_filters_can_still_be_read(
+    pruned: tuple[Job, Manifest],
+) -> None:
+    job, done = pruned
+    said = json.loads(job.output(done, "pruning").read_text())
+    del said["worse_tuning"]
+    for layer in said["layers"]:
+        del layer["filters"]
+    record = PruningRecord.model_validate_json(json.dumps(said))
+    assert record.removed == done.metrics["removed_filters"]
+    assert {layer.which for layer in record.layers} == {""}
 
 
 def test_model_info_describes_what_is_left(pruned: tuple[Job, Manifest]) -> None:
@@ -168,10 +183,39 @@ def test_without_fine_tuning_the_compact_network_agrees_as_the_zeroed_one(
     project = copy_of(trained, tmp_path)
     project.change_spec(prune={"fine_tune_epochs": 0})
     job = job_of(project)
-    record = PruningRecord.model_validate_json(
-        job.output(ENGINE.run(job, "prune"), "pruning").read_bytes()
-    )
+    record = record_of(job)
     assert record.agreement["compact"] == record.agreement["zeroed"]
+    assert agreement_of(job) == pytest.approx(record.agreement["zeroed"], abs=1e-3)
+
+
+def test_a_fine_tuning_that_makes_the_network_worse_is_not_handed_on_and_told(
+    trained: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoiled(task: TrainingTask) -> TrainingResult:
+        result = fit(task)
+        if task.heading != "fine-tune":
+            return result
+        worse = tuple(
+            epoch.model_copy(update={"validation_agreement": 0.0}) for epoch in result.history
+        )
+        nothing = {name: 0 * weight for name, weight in result.best_state.items()}
+        return replace(result, history=worse, best_state=nothing)
+
+    job = replace(job_of(copy_of(trained, tmp_path)), trainer=spoiled)
+    record = record_of(job)
+    assert record.worse_tuning == 0.0
+    assert record.agreement["compact"] == record.agreement["zeroed"] > 0.1
+    assert agreement_of(job) == pytest.approx(record.agreement["zeroed"], abs=1e-3)
+    assert "fine-tuning left a network that agrees with 0.00% of the validation" in caplog.text
+
+
+def record_of(job: Job) -> PruningRecord:
+    done = ENGINE.run(job, "prune")
+    return PruningRecord.model_validate_json(job.output(done, "pruning").read_bytes())
+
+
+def agreement_of(job: Job) -> float:
+    """Share of the validation chips' pixels on which the pruned bundle says the product's class."""
     model, info = load_bundle(job.output(ENGINE.run(job, "prune"), "model"))
     store = open_chips(chips_place(job, ENGINE.run(job, "label")))
     right = counted = 0
@@ -181,7 +225,7 @@ def test_without_fine_tuning_the_compact_network_agrees_as_the_zeroed_one(
         codes = info.legend.code_table[model(image)[0].argmax(0).numpy()]
         seen = (label > 0) & model.valid(image)[0].numpy()
         right, counted = right + int((codes == label)[seen].sum()), counted + int(seen.sum())
-    assert right / counted == pytest.approx(record.agreement["zeroed"], abs=1e-3)
+    return right / counted
 
 
 @pytest.mark.slow

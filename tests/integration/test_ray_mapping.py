@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from terrafine.mapping import (
 )
 from terrafine.raster import Mosaic, open_mosaics
 from terrafine.spec import ImagerySpec
+from terrafine.telemetry import RequestRecord
 from tests.disks import small_disk
 from tests.imagery import QuickPredictor, small_spec, two_scenes
 from tests.processes import command, family
@@ -153,15 +154,67 @@ class Fleet:
     most: int = 0
     lost: int = 0
     tries: dict[str, int] = field(default_factory=dict)
+    requests: list[RequestRecord] = field(default_factory=list)
 
     def failed_tries(self, process: str, causes: Mapping[str, int]) -> None:
         self.tries[process] = sum(causes.values())
+
+    def answered(self, records: Iterable[RequestRecord]) -> None:
+        self.requests.extend(records)
 
     def in_flight(self, shards: int) -> None:
         self.most = max(self.most, shards)
 
     def lost_worker(self) -> None:
         self.lost += 1
+
+
+@dataclass
+class ServedPredictor(SlowPredictor):
+    """A model on servers, whose second answer waits until the first was told of."""
+
+    requests: list[RequestRecord] = field(default_factory=list)
+    failed_tries: dict[str, int] = field(default_factory=dict)
+    counted: tuple[()] = ()
+
+    def predict(self, windows_NCHW: np.ndarray) -> Prediction:
+        assert self.log is not None
+        told = self.log.with_name("told")
+        if self.asked:
+            wait_for(told.exists)
+        said = super().predict(windows_NCHW)
+        pixels = self.window**2
+        self.requests.append(
+            RequestRecord("landcover", "1", False, 1, pixels, 0.1, 8 * pixels, 3 * pixels, 1)
+        )
+        return said
+
+    def answered(self) -> list[RequestRecord]:
+        records, self.requests = self.requests, []
+        return records
+
+    def queue_seconds(self) -> None:
+        return None
+
+    def give_up(self) -> None:
+        pass
+
+
+def test_what_model_servers_answered_to_workers_is_told_while_the_map_is_made(
+    cluster: None, tmp_path: Path
+) -> None:
+    class Told(Fleet):
+        def answered(self, records: Iterable[RequestRecord]) -> None:
+            super().answered(records)
+            if self.requests:
+                (tmp_path / "told").touch()
+
+    fleet = Told()
+    outcome = mapped(tmp_path, RayShardRunner(2, observer=fleet), model=ServedPredictor)
+    assert outcome.computed == outcome.shards
+    asked = len((tmp_path / "processes").read_text().split())
+    assert 1 <= len(fleet.requests) <= asked, "each request is told once at most"
+    assert {record.windows for record in fleet.requests} == {1}
 
 
 def test_a_killed_worker_is_replaced_told_of_and_costs_no_pixel(

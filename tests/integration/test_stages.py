@@ -287,6 +287,10 @@ def test_a_verdict_turned_by_hand_promotes_nothing(judged: Project, tmp_path: Pa
     decision.write_text(decision.read_text().replace('"passed": false', '"passed": true', 1))
     with pytest.raises(TerrafineError, match="cannot be read back"):
         ENGINE.run(job, "export")
+    # every rule turned as well, so that the verdict agrees with itself
+    decision.write_text(decision.read_text().replace('"passed": false', '"passed": true'))
+    with pytest.raises(TerrafineError, match=r"decision\.json: says the opposite .* \(refuse\)"):
+        ENGINE.run(job, "export")
 
 
 def test_two_utm_zones_are_two_groups_and_two_reports(passed: Project) -> None:

@@ -20,11 +20,14 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.triton.endpoint import endpoint_addresses
+from serving.triton.repository import ModelRepository
 from serving.triton.server import TritonServer, wheel_folder
 from terrafine.cli.main import app
-from terrafine.errors import ModelError, ServingError
+from terrafine.errors import ModelError, ServingError, SpecError
 from terrafine.export import Release
+from tests.exported import small_release
 from tests.processes import command, family, living
+from tests.scenes import make_project
 
 Releases = tuple[Release, Release]
 
@@ -61,15 +64,42 @@ def test_release_is_deployed_promoted_and_rolled_back_from_the_command_line(
         terrafine("promote", *servers, "--release", first.digest)
     done = terrafine("promote", *servers, "--release", second.digest)
     assert done["release"] == second.digest
-    assert terrafine("rollback", *servers)["version"] == 1
+    done = terrafine("rollback", *servers)
+    assert (done["version"], done["away"]) == (1, [])
     with pytest.raises(ServingError, match="no champion to go back to"):
         terrafine("rollback", *servers)
     triton_server.stop()
     found = terrafine("status", *servers, code=4)
     assert found["servers"][0]["live"] is False
-    with pytest.raises(ServingError, match=f"{triton_server.grpc_url}: did not load"):
+    with pytest.raises(ServingError, match=f"{triton_server.grpc_url}: does not answer"):
         terrafine("deploy", second.folder, *servers)
     assert not list(Path(triton_server.repository).glob("landcover-candidate/*"))
+
+
+def test_spec_says_where_its_release_is_served_and_options_how_a_folder_is(
+    triton_server: TritonServer, releases: Releases, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path)
+    shutil.copytree(releases[0].folder, project.root / "champion")
+    where = {"server": triton_server.grpc_url, "repository": triton_server.repository}
+    # windows of 64 pixels, as the model takes
+    project.change_spec(champion="champion", map={"core": 32, "halo": 16}, serve=where)
+    run = ("--workdir", project.root / "run")
+    terrafine("adopt", project.spec, *run)
+    done = terrafine("deploy", project.spec, *run, "--promote")
+    assert (done["name"], done["champion"]["version"]) == ("landcover", 1)
+
+    servers = ("--url", triton_server.grpc_url, "--repository", triton_server.repository)
+    folder = small_release(tmp_path / "both", variants=("fp32", "fp16")).folder
+    with pytest.raises(SpecError, match=r"deploy --name: .*'Zion Park'"):
+        terrafine("deploy", folder, *servers, "--name", "Zion Park")
+    terrafine("deploy", folder, *servers, "--name", "zion", "--variant", "fp16", "--promote")
+    assert terrafine("status", *servers, "--name", "zion")["champion"]["version"] == 1
+    served = ModelRepository(triton_server.repository, "zion").served()
+    assert served is not None
+    assert served.variant == "fp16"
+    with pytest.raises(ModelError, match="holds no int8 graph"):
+        terrafine("deploy", project.spec, *run, "--variant", "int8")
 
 
 def test_place_of_the_models_has_to_be_named(tmp_path: Path) -> None:

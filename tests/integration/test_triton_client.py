@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import rasterio
@@ -22,6 +25,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tritonclient.grpc import service_pb2
 from typer.testing import CliRunner
 
+from serving.mapper.predictors import predictor_for
+from serving.triton import replicas
 from serving.triton.client import Answer, AsyncTritonPredictor, TritonPredictor
 from serving.triton.config import from_text, to_text
 from serving.triton.endpoint import Endpoint
@@ -34,8 +39,9 @@ from terrafine.errors import ServingError
 from terrafine.export import Release
 from terrafine.legend import FBP, SEVEN
 from terrafine.mapping import OnnxPredictor, Prediction
-from terrafine.spec import ServeSpec
+from terrafine.spec import MapSpec, ServeSpec
 from terrafine.telemetry import RequestRecord, ServingMetrics
+from tests.disks import small_disk
 from tests.exported import FILL, images, small_release
 from tests.imagery import smooth
 from tests.processes import command, family
@@ -169,6 +175,13 @@ def server(
         yield started
 
 
+def promote(server: TritonServer, release: Release, **serve: object) -> None:
+    """Make a release champion with settings of its own beside those of the tests."""
+    lifecycle = lifecycle_of(server)
+    lifecycle.deploy(release, ServeSpec.model_validate(SPEC.model_dump() | serve))
+    lifecycle.promote()
+
+
 def backends(server: TritonServer) -> list[int]:
     found = [pid for pid in family(server.pid) if "python_backend_stub" in command(pid)]
     assert found
@@ -269,6 +282,168 @@ def test_a_message_that_would_be_too_large_is_split_or_refused(
     assert [record.windows for record in seen.requests] == [2, 2]
     with pytest.raises(ServingError, match=f"one window has {one} bytes, a message may have {one}"):
         TritonPredictor(server.grpc_url, max_message=one)
+
+
+class Proxy(grpc.GenericRpcHandler):
+    """A gRPC proxy before a server, which takes no message above ``most`` bytes.
+
+    While ``gate`` is shut it keeps requests about windows; each is counted as ``arrived``.
+    """
+
+    def __init__(self, server: TritonServer, *, most: int = 2**31 - 1) -> None:
+        self._channel = grpc.insecure_channel(server.grpc_url.removeprefix("grpc://"))
+        self._pool = ThreadPoolExecutor(8)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.arrived = threading.Semaphore(0)
+        limit = [("grpc.max_receive_message_length", most)]
+        self._server = grpc.server(self._pool, handlers=[self], options=limit)
+        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        method = self._channel.unary_unary(details.method)
+
+        def forward(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if details.method.endswith("/ModelInfer"):
+                self.arrived.release()
+                self.gate.wait(timeout=200)
+            try:
+                return method(request)
+            except grpc.RpcError as error:
+                context.abort(error.code(), error.details())
+
+        return grpc.unary_unary_rpc_method_handler(forward)
+
+    def __enter__(self) -> Proxy:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gate.set()
+        self._server.stop(None).wait()
+        self._pool.shutdown()
+        self._channel.close()
+
+
+def test_a_message_that_a_proxy_does_not_let_through_is_one_clear_error(
+    server: TritonServer, truth: Truth
+) -> None:
+    most = 3 * WINDOWS[0].nbytes
+    seen = Seen()
+    with Proxy(server, most=most) as proxy:
+        with (
+            TritonPredictor(proxy.url, shared_memory=False, observer=seen) as predictor,
+            pytest.raises(
+                ServingError,
+                match=rf"a request of 131\d+ bytes \(4 windows\), whose answer has 49152, is larg.*"
+                rf"vs\. {most}\)\); allow larger messages there, or ask for fewer windows at once",
+            ),
+        ):
+            predictor.predict(WINDOWS[1:5])
+        assert not seen.causes
+        with TritonPredictor(proxy.url, shared_memory=False, max_message=most) as predictor:
+            assert truth.holds_all(predictor.predict(WINDOWS))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_when_one_request_of_several_fails_the_others_end_before_the_error_is_raised(
+    server: TritonServer, truth: Truth, asynchronous: bool
+) -> None:
+    windows = WINDOWS[[1, 1, 2, 3]]
+    windows[1] = FILL  # so that a request of one window and a request of two are made of them
+    seen = Seen()
+    complaints: list[dict[str, object]] = []
+
+    async def ask(predictor: TritonPredictor) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        try:
+            await AsyncTritonPredictor(predictor).predict(windows)
+        finally:
+            gc.collect()
+
+    with (
+        Proxy(server, most=2 * WINDOWS[0].nbytes) as proxy,
+        TritonPredictor(proxy.url, shared_memory=False, observer=seen, in_flight=2) as predictor,
+    ):
+        proxy.gate.clear()
+        with pytest.raises(ServingError, match=r"a request of 65\d+ bytes \(2 windows\)"):
+            asyncio.run(ask(predictor)) if asynchronous else predictor.predict(windows)
+        proxy.gate.set()
+        assert truth.holds(predictor.predict(WINDOWS[4:5]), 4)
+    # the window that was kept was neither answered later nor asked about again
+    assert len(seen.requests) == 1
+    assert not seen.causes
+    assert not complaints
+
+
+def test_a_task_that_is_cancelled_ends_its_requests_and_harms_no_other(
+    server: TritonServer, truth: Truth
+) -> None:
+    seen = Seen()
+
+    async def ask(proxy: Proxy) -> Answer:
+        async with await AsyncTritonPredictor.connect(
+            proxy.url, shared_memory=True, observer=seen, in_flight=2, max_batch=1
+        ) as predictor:
+            proxy.gate.clear()
+            task = asyncio.create_task(predictor.predict(WINDOWS[1:6]))
+            for _ in range(2):
+                assert await asyncio.to_thread(proxy.arrived.acquire, timeout=60)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # what was kept reaches the server beside the next
+            proxy.gate.set()
+            return await predictor.predict(WINDOWS[:2])
+
+    with Proxy(server) as proxy:
+        assert truth.holds_all(asyncio.run(ask(proxy)))
+    assert len(seen.requests) == 2
+    assert not seen.causes
+    assert not list(Path("/dev/shm").glob(f"terrafine-client-{os.getpid()}-*"))
+
+
+def test_who_is_given_up_ends_at_once_with_an_error(server: TritonServer) -> None:
+    seen = Seen()
+    with (
+        Proxy(server) as proxy,
+        TritonPredictor(proxy.url, observer=seen) as predictor,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        proxy.gate.clear()
+        asked = pool.submit(predictor.predict, WINDOWS)
+        assert proxy.arrived.acquire(timeout=60)
+        predictor.give_up()
+        with pytest.raises(ServingError, match="is not asked any more, it was given up"):
+            asked.result(timeout=60)
+        with pytest.raises(ServingError, match="it was given up; connect anew"):
+            predictor.predict(WINDOWS)
+    assert not seen.requests
+
+
+def test_where_shared_memory_is_full_windows_travel_by_grpc_after_one_warning(
+    server: TritonServer,
+    truth: Truth,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = Seen()
+    for full in small_disk(tmp_path / "shm", kilobytes=16):
+        monkeypatch.setattr("serving.triton.regions._SHARED", full)
+        with TritonPredictor(server.grpc_url, observer=seen, max_batch=1) as predictor:
+            assert truth.holds_all(predictor.predict(WINDOWS))
+            assert truth.holds_all(predictor.predict(WINDOWS))
+        with (
+            TritonPredictor(server.grpc_url, shared_memory=True) as predictor,
+            pytest.raises(ServingError, match=r"no shared memory of .* No space left .*=False"),
+        ):
+            predictor.predict(WINDOWS)
+        assert not list(full.iterdir())
+    assert {record.shared_memory for record in seen.requests} == {False}
+    (warning,) = (one.getMessage() for one in caplog.records if "shared memory" in one.getMessage())
+    assert "No space left on device), so that windows travel by gRPC; enlarge /dev/shm" in warning
 
 
 def test_what_is_not_there_is_said_clearly(server: TritonServer) -> None:
@@ -383,7 +558,7 @@ def test_a_killed_backend_costs_no_window_once_it_is_healed(
         for pid in backends(server):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.5)
-        assert lifecycle_of(server).heal()
+        assert lifecycle_of(server).heal().healed
         load.wait_for_more()
     assert not load.errors
     assert not load.wrong
@@ -511,6 +686,81 @@ def test_a_release_that_is_dropped_ends_a_map_that_was_pinned_to_it(
         ):
             pinned.predict(WINDOWS[1:2])
         assert time.monotonic() - begun < 5
+
+
+@pytest.mark.slow
+def test_a_map_keeps_to_the_graph_it_began_with_when_its_release_is_promoted_with_another(
+    tmp_path: Path,
+) -> None:
+    release = small_release(tmp_path / "release", variants=("fp32", "int8"))
+    fp32, int8 = (OnnxPredictor(release.graph(v), threads=1) for v in ("fp32", "int8"))
+    windows = WINDOWS[1:2]
+    assert not same(fp32.predict(windows), int8.predict(windows))
+
+    def worker(**serve: object) -> Prediction:
+        """What a worker that starts now is told, where the spec has this section ``serve``."""
+        spec = MapSpec.model_validate(
+            {
+                "name": "map",
+                "champion": "release",
+                "imagery": {"scenes": [{"name": "scene", "files": ["scene.tif"]}], "nodata": FILL},
+                "map": {"predictor": "triton", "server": server.grpc_url, "deadline": 100},
+                "serve": serve,
+            }
+        )
+        opened = pickle.loads(pickle.dumps(predictor_for(spec, release, tmp_path)))  # noqa: S301
+        return opened().predict(windows)
+
+    with (
+        serving(tmp_path, release) as server,
+        TritonPredictor(server.grpc_url, release="champion", deadline=100) as pinned,
+    ):
+        promote(server, release, variant="int8")
+        with TritonPredictor(server.grpc_url) as free:
+            assert same(free.predict(windows), int8.predict(windows))
+        # a worker that starts now, and a client whose servers were away for a moment
+        assert same(worker(), fp32.predict(windows))
+        assert same(worker(variant="int8"), int8.predict(windows))
+        server.restart(kill=True)
+        answer = pinned.predict(windows)
+        assert answer.versions == ("1",)
+        assert same(answer, fp32.predict(windows))
+        # the second promotion drops the version of the map
+        promote(server, release, variant="int8", max_batch=2)
+        short = release.digest[:12]
+        served = rf"served: {short} \(int8\) as version 2, {short} \(int8\) as version 3"
+        with pytest.raises(ServingError, match=rf"release {short} \(fp32\) .* {served}"):
+            worker()
+        with pytest.raises(ServingError, match=rf"release {short} \(fp32\) .* {served}"):
+            pinned.predict(windows)
+
+
+def test_a_client_that_connects_while_another_champion_takes_over_is_served(
+    tmp_path: Path, releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPEC.model_copy(update={"loaded": 1})
+    asked: list[str] = []
+
+    class Overtaken(Replica):
+        """The second champion is promoted between the two questions about the model."""
+
+        def __init__(self, address: str) -> None:
+            super().__init__(address)
+            ask = self.stub.ModelConfig
+
+            def config(request: object, timeout: float) -> object:
+                if not asked:
+                    promote(server, releases[1], loaded=1)
+                asked.append(address)
+                return ask(request, timeout=timeout)
+
+            self.stub.ModelConfig = config
+
+    with serving(tmp_path, releases[0], spec) as server:
+        monkeypatch.setattr(replicas, "Replica", Overtaken)
+        with TritonPredictor(server.grpc_url, release="champion", connect=100) as predictor:
+            assert predictor.release == releases[1].digest
+    assert len(asked) == 2
 
 
 @pytest.mark.slow

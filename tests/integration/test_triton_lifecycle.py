@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as triton
 
+from serving.triton.client import TritonPredictor
 from serving.triton.deploy import deploy_release
-from serving.triton.endpoint import Endpoint
+from serving.triton.endpoint import ADMIN_VARIABLE, Endpoint, slowest_batch
 from serving.triton.lifecycle import Lifecycle
 from serving.triton.lock import LockedError
 from serving.triton.repository import ModelRepository
@@ -177,6 +181,96 @@ def test_candidate_that_fails_leaves_the_champion_and_the_endpoint_ready(
         assert (found.serving, found.before) == (1, None)
 
 
+def that_mixes_up_batches(release: Release, folder: Path) -> Release:
+    """A release in itself whole, whose graph gives each window of a batch the classes of the next
+    one; of a single window it says what was recorded."""
+    shutil.copytree(release.folder, folder)
+    path = folder / "model.fp32.onnx"
+    model = onnx.load(path)
+    (last,) = (node for node in model.graph.node if "other_class" in node.output)
+    last.output[list(last.output).index("other_class")] = "in order"
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array([bound]), str(bound)) for bound in (0, 1, 1 << 30)
+    )
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Slice", ["in order", "1", str(1 << 30), "0"], ["others"]),
+            onnx.helper.make_node("Slice", ["in order", "0", "1", "0"], ["first"]),
+            onnx.helper.make_node("Concat", ["others", "first"], ["other_class"], axis=0),
+        ]
+    )
+    onnx.save(model, path)
+    entry = release.info.graphs["fp32"].model_copy(
+        update={"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    )
+    info = release.info.model_copy(update={"graphs": {"fp32": entry}})
+    text = info.model_dump_json()[:-1] + f', "digest": "{info.digest}"}}'
+    (folder / "release.json").write_text(text)
+    return read_release(folder)
+
+
+def test_version_that_answers_otherwise_in_a_batch_is_refused(
+    triton_server: TritonServer, releases: Releases, tmp_path: Path
+) -> None:
+    serve_release(triton_server, releases[0])
+    mixing = that_mixes_up_batches(releases[1], tmp_path / "mixing")
+    with lifecycle(triton_server) as versions:
+        _, (canary,) = versions.deploy(mixing, SERVE.model_copy(update={"max_batch": 1}))
+        assert canary.exact
+        with pytest.raises(
+            ServingError, match=r"failed its canary .* asked about 8 windows at once, its classes"
+        ):
+            versions.deploy(mixing, SERVE)
+        assert versions.status().candidate is None
+    assert answering(triton_server) == 1
+
+
+def test_only_who_has_the_key_changes_what_is_served_and_all_may_ask(
+    tmp_path: Path, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = "model-repository,shared-memory:admin-key=open sesame"
+    options = [f"--grpc-restricted-protocol={what}", f"--http-restricted-api={what}"]
+    with running_triton(tmp_path / "models", options=options) as server:
+        spec = SERVE.model_copy(update={"server": server.grpc_url, "repository": server.repository})
+        monkeypatch.delenv(ADMIN_VARIABLE, raising=False)
+        for key in (None, "admin-key=guessed"):
+            if key is not None:
+                monkeypatch.setenv(ADMIN_VARIABLE, key)
+            with pytest.raises(
+                ServingError, match=r"did not .*: This protocol is restricted.*; set TERRAFINE_TRI"
+            ):
+                deploy_release(releases[0], spec)
+        monkeypatch.setenv(ADMIN_VARIABLE, "admin-key=open sesame")
+        assert deploy_release(releases[0], spec)["servers"] == 1
+        monkeypatch.delenv(ADMIN_VARIABLE)
+
+        address = server.grpc_url.removeprefix("grpc://")
+        with triton.InferenceServerClient(address) as client:
+            for forbidden in (
+                lambda: client.load_model(SERVE.name),
+                lambda: client.unload_model(SERVE.name),
+                client.get_model_repository_index,
+            ):
+                with pytest.raises(triton.InferenceServerException, match="is restricted"):
+                    forbidden()
+        unload = f"{server.http_url}/v2/repository/models/{SERVE.name}/unload"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(unload, data=b"{}", timeout=60)
+
+        window = images(3, seed=9)[:1]
+        with TritonPredictor(server.grpc_url) as predictor:
+            said = predictor.predict(window)
+        _, recorded = releases[0].canary("fp32")
+        assert np.array_equal(said.other_class_NHW, recorded.other_class_NHW[:1])
+        with (
+            TritonPredictor(server.grpc_url, shared_memory=True) as predictor,
+            pytest.raises(ServingError, match=r"no shared memory .*This protocol is restricted"),
+        ):
+            predictor.predict(window)
+        assert not list(Path("/dev/shm").glob(f"terrafine-client-{os.getpid()}-*"))
+        assert healthy(server)
+
+
 class DamagedOnTheWay(Endpoint):
     """The disk under the repository loses a byte just before the champion-to-be is loaded."""
 
@@ -235,7 +329,7 @@ def test_servers_of_one_repository_change_together_or_not_at_all(
             assert answering(triton_server) == 1
             assert not both.status().healthy
             other.start()
-            assert both.heal() == [address]
+            assert both.heal().healed == [address]
             assert both.status().healthy
             assert answering(other) == 1
 
@@ -256,13 +350,81 @@ class Cut:
         return getattr(self._endpoint, name)
 
 
+def test_server_that_is_away_keeps_no_other_from_a_rollback_and_is_named(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    with (
+        running_triton(triton_server.repository, load=[SERVE.name]) as other,
+        lifecycle(triton_server, other) as versions,
+    ):
+        here, away = (server.address for server in versions.servers)
+        for release in releases:
+            versions.deploy(release, SERVE)
+            versions.promote()
+        versions.deploy(releases[0], SERVE)
+        other.kill()
+        for change in (versions.promote, lambda: versions.deploy(releases[1], SERVE)):
+            with pytest.raises(ServingError, match=f"{away}: does not answer.*--url grpc://{here}"):
+                change()
+        found = versions.status()
+        assert (found.serving, found.candidate, found.begun) == (2, 3, None)
+        assert answering(triton_server) == 2
+
+        event = versions.rollback()
+        assert (event.version, event.away) == (1, (away,))
+        assert answering(triton_server) == 1
+        other.start()
+        assert answering(other) == 1
+        assert versions.heal().healthy
+
+        other.kill()
+        triton_server.kill()
+        with pytest.raises(ServingError, match=f"{here},{away}: no server answers; start one"):
+            versions.rollback()
+
+
+class Counting(Endpoint):
+    """Counts the requests that it is asked."""
+
+    asked = 0
+
+    def ask(self, name: str, version: int, windows_NCHW: UInt16Array) -> Prediction:
+        self.asked += 1
+        return super().ask(name, version, windows_NCHW)
+
+
+def test_look_asks_a_well_server_once_and_reads_the_files_of_a_champion_once(
+    triton_server: TritonServer, releases: Releases
+) -> None:
+    read: list[str] = []
+
+    class Read(Storage):
+        def read(self, name: str) -> bytes | None:
+            read.append(name)
+            return super().read(name)
+
+    repository = ModelRepository(triton_server.repository, SERVE.name)
+    repository.champions.storage = Read(repository.champions.storage.location)
+    with Counting(triton_server.grpc_url.removeprefix("grpc://")) as server:
+        versions = Lifecycle(repository, [server])
+        for release in releases:
+            number = serve_release(triton_server, release)
+            windows_NCHW, _ = release.canary("fp32")
+            for _ in range(2):
+                server.asked = 0
+                found = versions.heal()
+                assert (found.healthy, found.serving) == (True, number)
+                assert server.asked == len(windows_NCHW)
+            assert read.count(f"{number}/model.onnx") == 1
+
+
 class Deaf(Endpoint):
     """A server that answers nothing for the champion-to-be."""
 
-    def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
+    def ask(self, name: str, version: int, windows_NCHW: UInt16Array) -> Prediction:
         if (name, version) == (SERVE.name, 2):
             raise ServingError(f"grpc://{self.address}: no word")
-        return super().ask(name, version, window_CHW)
+        return super().ask(name, version, windows_NCHW)
 
 
 class Refusing(Endpoint):
@@ -303,7 +465,7 @@ def test_server_that_cannot_go_back_keeps_no_other_from_it_and_is_healed(
             assert right is not None
             assert (wrong.verdict, right.verdict) == ("other", "passed")
             assert "gives version 2 of landcover, not 1" in wrong.reason
-            assert versions.heal() == addresses[:1]
+            assert versions.heal().healed == addresses[:1]
             assert versions.status().healthy
         assert answering(triton_server) == 1
 
@@ -440,8 +602,8 @@ def killed(triton_server: TritonServer, releases: Releases) -> Callable[[str], L
         assert (found.champion.version, found.begun.event) == (2, verb)
         assert found.serving == found.begun.version == answering(triton_server)
         # as long as it may live nobody interferes
-        assert versions.heal() == []
-        assert versions.status().begun == found.begun
+        looked = versions.heal()
+        assert (looked.healed, looked.begun) == ([], found.begun)
         with pytest.raises(LockedError, match=rf"process {process.pid} on .* at work.*{verb}"):
             versions.deploy(releases[0], SERVE)
         dead = ModelRepository(triton_server.repository, SERVE.name, lease=0.01)
@@ -528,8 +690,8 @@ def test_pipeline_run_again_leaves_the_champion_alone_unless_it_is_to_be_served_
 class Distorting(Endpoint):
     """Beside another version the first one answers otherwise, as with other kernels."""
 
-    def ask(self, name: str, version: int, window_CHW: UInt16Array) -> Prediction:
-        said = super().ask(name, version, window_CHW)
+    def ask(self, name: str, version: int, windows_NCHW: UInt16Array) -> Prediction:
+        said = super().ask(name, version, windows_NCHW)
         if (name, version) != (SERVE.name, 1):
             return said
         return replace(said, other_class_NHW=np.roll(said.other_class_NHW, 7, axis=1))
@@ -551,18 +713,11 @@ def test_version_that_stays_loaded_has_to_answer_as_before_too(
         assert versions.promote().version == 3
 
 
-class Impatient(Endpoint):
-    """Waits for an answer for a second."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address, seconds=60)
-        self._ask_seconds = 1.0
-
-
 def test_hung_backend_is_replaced(triton_server: TritonServer, releases: Releases) -> None:
     serve_release(triton_server, releases[0])
     repository = ModelRepository(triton_server.repository, SERVE.name)
-    with Impatient(triton_server.grpc_url.removeprefix("grpc://")) as server:
+    with Endpoint(triton_server.grpc_url.removeprefix("grpc://"), patience=1) as server:
+        assert slowest_batch(server._statistics(SERVE.name, 1)) > 0
         versions = Lifecycle(repository, [server])
         stubs = [pid for pid in family(triton_server.pid) if "landcover" in command(pid)]
         assert stubs
@@ -572,7 +727,7 @@ def test_hung_backend_is_replaced(triton_server: TritonServer, releases: Release
         assert found.canary is not None
         assert found.canary.verdict == "silent"
         assert "Deadline" in found.canary.reason
-        assert versions.heal() == [server.address]
+        assert versions.heal().healed == [server.address]
         assert answering(triton_server) == 1
 
 
@@ -582,7 +737,7 @@ def test_killed_backend_is_replaced_and_a_restarted_server_serves_the_champion(
     serve_release(triton_server, releases[0])
     serve_release(triton_server, releases[1])
     with lifecycle(triton_server) as versions:
-        assert versions.heal() == []
+        assert versions.heal().healed == []
         for _ in range(2):  # once the files are new to Triton, once they are not
             stubs = [pid for pid in family(triton_server.pid) if "landcover" in command(pid)]
             assert stubs
@@ -592,7 +747,7 @@ def test_killed_backend_is_replaced_and_a_restarted_server_serves_the_champion(
             (server,) = versions.status().servers
             assert server.canary is not None
             assert (server.canary.verdict, healthy(triton_server)) == ("silent", True)
-            assert len(versions.heal()) == 1
+            assert len(versions.heal().healed) == 1
             assert answering(triton_server) == 2
         triton_server.restart(kill=True)
         assert answering(triton_server) == 2
@@ -633,6 +788,6 @@ def test_repository_in_a_bucket_serves_as_one_on_disk(releases: Releases) -> Non
                 for pid in stubs:
                     os.kill(pid, signal.SIGKILL)
                 assert not living(stubs, seconds=10)
-                assert len(versions.heal()) == 1
+                assert len(versions.heal().healed) == 1
                 assert versions.rollback().version == 1
                 assert versions.status().healthy

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from terrafine.errors import ExportError
-from terrafine.export import BundleInfo, Floors, check_parity, export_model, export_onnx
+from terrafine.export import (
+    BundleInfo,
+    Floors,
+    ParityReport,
+    check_parity,
+    export_model,
+    export_onnx,
+)
+from terrafine.export.variants import Variant
 from terrafine.legend import SEVEN
 from terrafine.mapping import OnnxPredictor, Prediction
 from terrafine.models import RawInput, RawModel
@@ -91,6 +99,51 @@ def test_a_graph_with_other_probabilities_is_refused_even_when_the_classes_agree
     spec = ExportSpec(min_class_agreement=0.0)
     with pytest.raises(ExportError, match=r"differ by 0\.\d+ in a probability.*allows 0\.02"):
         check_parity(model_of(0), INFO, other_graph, windows(), Floors.of(spec))
+
+
+@pytest.fixture(scope="module")
+def unsure_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half the logits: every class stays, every probability is nearer to the others'."""
+    unsure = model_of(0)
+    with torch.no_grad():
+        for parameter in unsure.network.parameters():
+            parameter.mul_(0.5)
+    path = tmp_path_factory.mktemp("unsure") / "unsure.onnx"
+    export_onnx(unsure, path, window=SIZE, spec=ExportSpec(), info=INFO)
+    return path
+
+
+@pytest.mark.parametrize(("variant", "most"), [("fp16", "0.01"), ("int8", "0.03")])
+def test_a_variant_of_shifted_probabilities_is_refused_though_every_class_is_right(
+    unsure_graph: Path, variant: Variant, most: str
+) -> None:
+    lenient = ExportSpec(reduced_probability_error={variant: 1})
+    report = check_parity(model_of(0), INFO, unsure_graph, windows(), Floors.of(lenient, variant))
+    assert report.class_agreement >= 0.999
+    with pytest.raises(
+        ExportError,
+        match=rf"not exported: {variant} graph and network differ by 0\.\d+ in a probability in "
+        rf"the mean .*export\.reduced_probability_error\.{variant} allows {most}; .*leave it out",
+    ):
+        check_parity(model_of(0), INFO, unsure_graph, windows(), Floors.of(ExportSpec(), variant))
+
+
+def test_bounds_that_the_spec_does_not_name_stay() -> None:
+    assert ExportSpec(reduced_probability_error={"int8": 0.1}).reduced_probability_error == {
+        "fp16": 0.01,
+        "int8": 0.1,
+    }
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("broken", ["class_agreement", "both errors"])
+def test_a_report_that_is_no_number_is_refused(variant: Variant, broken: str) -> None:
+    good = {"class_agreement": 1.0, "max_probability_error": 0.0, "mean_probability_error": 0.0}
+    floors = Floors.of(ExportSpec(), variant)
+    assert not floors.refusal(ParityReport(**good, windows=1, pixels=1))
+    names = [broken] if broken in good else [name for name in good if name.endswith("error")]
+    bad = good | dict.fromkeys(names, float("nan"))
+    assert floors.refusal(ParityReport(**bad, windows=1, pixels=1))
 
 
 def test_a_graph_that_takes_other_pixels_for_missing_is_refused(other_graph):

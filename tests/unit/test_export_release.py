@@ -92,6 +92,20 @@ def test_int8_is_judged_on_windows_that_it_was_not_calibrated_on(release: Releas
     assert reports["int8"].pixels == (judged != release.info.fill).all(axis=0).sum()
 
 
+def test_int8_is_refused_where_it_would_be_judged_on_the_window_that_calibrated_it(
+    bundle: tuple[RawModel, BundleInfo], tmp_path: Path
+) -> None:
+    spec = ExportSpec(
+        variants=("fp32", "int8"),
+        reduced_class_agreement={"int8": 0.0},
+        reduced_probability_error={"int8": 1.0},
+    )
+    made = _written(tmp_path / "release", bundle, images(1, seed=9), spec=spec)
+    assert list(made.info.graphs) == ["fp32"]
+    assert "with one window int8 would be judged on what it" in made.info.refused["int8"]
+    assert "ask for two or more (export.parity_windows)" in made.info.refused["int8"]
+
+
 def test_the_convolutions_of_a_variant_are_in_its_numbers(release: Release) -> None:
     half = onnx.load(release.graph("fp16")).graph
     weights = {i.name: i.data_type for i in half.initializer}
@@ -121,12 +135,26 @@ def test_a_variant_below_its_floor_is_left_out_and_the_others_are_kept(
     spec = ExportSpec(
         variants=("fp32", "int8"), reduced_class_agreement={"fp16": 0.9, "int8": 0.999}
     )
-    made = _written(tmp_path / "release", bundle, images(1, seed=9), spec=spec)
+    made = _written(tmp_path / "release", bundle, images(2, seed=9), spec=spec)
     assert list(made.info.graphs) == ["fp32"]
     assert "export.reduced_class_agreement.int8 asks for 0.999" in made.info.refused["int8"]
     assert not (tmp_path / "release" / "model.int8.onnx").exists()
     with pytest.raises(ModelError, match=r"holds no int8 graph .*asks for 0\.999"):
         made.graph("int8")
+
+
+def test_a_variant_of_other_probabilities_is_left_out_and_the_release_says_why(
+    bundle: tuple[RawModel, BundleInfo], tmp_path: Path
+) -> None:
+    spec = ExportSpec(
+        variants=("fp32", "int8"),
+        reduced_class_agreement={"int8": 0.0},
+        reduced_probability_error={"int8": 0.0001},
+    )
+    made = _written(tmp_path / "release", bundle, images(2, seed=9), spec=spec)
+    assert list(made.info.graphs) == ["fp32"]
+    assert "export.reduced_probability_error.int8 allows 0.0001" in made.info.refused["int8"]
+    assert not (tmp_path / "release" / "model.int8.onnx").exists()
 
 
 def test_a_model_that_the_gate_refused_is_not_released(

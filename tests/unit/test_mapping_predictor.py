@@ -96,6 +96,15 @@ def test_bfloat16_that_says_other_classes_than_the_gated_graph_is_refused(
         opened(releases[0], {"reduced_class_agreement": {"fp16": 1.0}}, predictor="openvino_bf16")
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="no OpenVINO here, or no CPU with bfloat16")
+def test_bfloat16_of_other_probabilities_is_refused_though_its_classes_are_allowed(
+    releases: tuple[Release, Release],
+) -> None:
+    limits = {"reduced_class_agreement": {"fp16": 0}, "reduced_probability_error": {"fp16": 0}}
+    with pytest.raises(ModelError, match=r"reduced_probability_error\.fp16 allows 0; set"):
+        opened(releases[0], limits, predictor="openvino_bf16")
+
+
 @pytest.mark.skipif(HERE, reason="OpenVINO is here")
 def test_without_openvino_the_remedy_is_told(releases: tuple[Release, Release]) -> None:
     with pytest.raises(ModelError, match=r"OpenVINO is not installed.*terrafine\[openvino\]"):

@@ -17,7 +17,7 @@ from terrafine.legend import SEVEN
 from terrafine.mapping import MapWatch, ShardKey, ShardReceipt, in_sequence, map_all
 from terrafine.mapping.terminal import draw_shards
 from terrafine.progress import EVENTS_VARIABLE
-from terrafine.telemetry import MappingMetrics
+from terrafine.telemetry import MappingMetrics, RequestRecord, VersionStatistics
 from tests.imagery import QuickPredictor, map_two_scenes, small_spec, two_scenes
 
 
@@ -26,6 +26,12 @@ class Served(QuickPredictor):
     """A model behind servers that do not answer every time."""
 
     failed: dict[str, int] = field(default_factory=dict)
+    requests: list[RequestRecord] = field(default_factory=list)
+    counted: tuple[VersionStatistics, ...] = ()
+
+    def answered(self) -> list[RequestRecord]:
+        records, self.requests = self.requests, []
+        return records
 
     @property
     def failed_tries(self) -> dict[str, int]:
@@ -128,6 +134,43 @@ def test_a_terminal_shows_shards_speed_time_left_workers_retries_and_queue(
     assert value("server_queue_seconds") == 0.25
     assert value("shards_in_flight") == 2
     assert value("lost_workers_total") == 1
+
+
+def request(seconds: float, *, version: int = 2) -> RequestRecord:
+    """One that a server answered, of two windows."""
+    return RequestRecord(
+        model="landcover", version=str(version), shared_memory=False, windows=2, pixels=5000,
+        seconds=seconds, sent=40_000, received=15_000, tries=1,
+    )  # fmt: skip
+
+
+def test_a_map_on_model_servers_keeps_the_metrics_of_all_its_workers_requests() -> None:
+    registry = CollectorRegistry()
+    counted = VersionStatistics(
+        server="a:8001", model="landcover", version="2", requests=7, failures=1, windows=14,
+        executions=5, seconds=2.0, queue_seconds=0.5, compute_seconds=1.0,
+    )  # fmt: skip
+    predictor = Served(small_spec().window, requests=[request(0.2)], counted=(counted,))
+    with MapWatch(MappingMetrics(wave=3, registry=registry, model="landcover")) as watch:
+        watch.served(predictor)
+        watch.look()
+        watch.look()
+        watch.answered([request(2.0), request(20.0)])
+        watch.failed_tries("worker", {"unavailable": 2})
+        watch.failed_tries("worker", {"unavailable": 3})
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(
+            f"terrafine_serving_{name}", {"model": "landcover", **labels}
+        )
+
+    assert value("request_seconds_count", transport="grpc") == 3, "each is counted once"
+    assert value("request_seconds_bucket", transport="grpc", le="3.0") == 2
+    assert value("pixels_total") == 15_000
+    assert value("message_bytes_total", direction="sent") == 120_000
+    assert value("failed_tries_total", cause="unavailable") == 3
+    assert value("answering_version") == 2
+    assert value("server_windows", server="a:8001", version="2") == 14
 
 
 def test_machines_read_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

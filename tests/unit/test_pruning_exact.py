@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from terrafine.errors import ModelError, PruningError
 from terrafine.models import build_network, changed_channels
-from terrafine.pruning import PruningPlan, plan_pruning, without_zeroed, zero_filters
+from terrafine.pruning import (
+    PruningPlan,
+    plan_pruning,
+    pruned_layers,
+    removed_channels,
+    without_zeroed,
+    zero_filters,
+)
 from terrafine.spec import ModelSpec, PruneSpec
 from tests.unit.pruned import BANDS, CLASSES, every_coupling, small
 
@@ -50,6 +58,29 @@ def test_the_compact_network_computes_what_the_zeroed_one_does(name: str, couple
             assert found.shape == (*expected.shape,)
             assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
             assert not torch.allclose(network(x), expected, rtol=0.01), "zeroing shows"
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["not coupled", "coupled"])
+@pytest.mark.parametrize("name", ["every coupling", *ARCHS])
+def test_the_record_names_the_filters_that_went_and_those_left_are_the_others(
+    name: str, coupled: bool
+) -> None:
+    network = made(name)
+    zeroed, compact, plan = pruned(network, PruneSpec(ratio=0.4, coupled=coupled))
+    gone = removed_channels(zeroed, plan)
+    layers = pruned_layers(plan, gone)
+    assert sum(layer.removed for layer in layers) > 0
+    for layer in layers:
+        assert layer.filters is not None
+        assert len(layer.filters) == layer.removed
+        whole, left = (n.get_submodule(layer.layer).weight for n in (zeroed, compact))
+        if getattr(zeroed.get_submodule(layer.layer), "transposed", False):
+            whole, left = whole.transpose(0, 1), left.transpose(0, 1)
+        assert not whole[list(layer.filters)].any()
+        stay = [i for i in range(layer.before) if i not in layer.filters]
+        read = np.flatnonzero(~np.isin(plan.map.inputs[layer.layer], gone))
+        of_one = read if whole.shape[1] > 1 else [0]
+        assert torch.equal(left, whole[stay][:, of_one])
 
 
 @pytest.mark.parametrize("name", ["every coupling", "hrnet_w4"])

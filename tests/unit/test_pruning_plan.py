@@ -138,7 +138,17 @@ def test_every_part_can_have_its_own_ratio() -> None:
     assert group_of(made, "stage4.exchanges.0.branches.2.0.body.0.0").why == "ratio 0.5"
     assert group_of(made, "head.0").remove == 0
     # a branch that runs through stages 3 and 4 takes the smaller of their ratios
-    assert group_of(made, "stage4.exchanges.0.branches.2.0.body.1.0").why == "ratio 0.25"
+    branch = group_of(made, "stage4.exchanges.0.branches.2.0.body.1.0")
+    assert branch.why == (f"ratio 0.25, the smallest of its coupled layers ({branch.layers[0]})")
+    assert branch.layers[0].startswith("stage3.")
+
+
+def test_a_part_that_another_holds_back_says_which_layer_does() -> None:
+    made = plan(stage_ratios={"stage4": 0.75}, coupled=True)
+    held = group_of(made, "stage4.exchanges.2.fusion.paths.0.3.0")
+    assert held.remove == 0
+    assert held.why == "ratio 0, the smallest of its coupled layers (stage2.transitions.0.0)"
+    assert group_of(made, "stage1.0.body.0.0").why == "ratio 0", "it asked for no more"
 
 
 def test_the_ways_down_and_up_of_unet() -> None:

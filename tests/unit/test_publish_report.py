@@ -145,10 +145,18 @@ def test_the_search_that_the_network_was_chosen_by_is_drawn_and_the_own_network_
     assert "The network of this map is none of them." in other
 
 
-def test_what_was_pruned_is_told_part_by_part() -> None:
+def test_what_was_pruned_is_told_part_by_part_and_layer_by_layer() -> None:
     assert "pruned" not in text_of(render_report(reports.promoted()))
     layers = [
-        PrunedLayer(layer=f"stage1.{i}", before=10, removed=4, left=6, why="ratio 0.4", group=i)
+        PrunedLayer(
+            layer=f"stage1.{i}",
+            before=10,
+            removed=4,
+            left=6,
+            why="ratio 0.4",
+            group=i,
+            filters=(i, 4, 5, 6),
+        )
         for i in range(3)
     ]
     layers.append(
@@ -167,6 +175,11 @@ def test_what_was_pruned_is_told_part_by_part() -> None:
     assert "(52.5 % fewer)" in text
     assert "81.0 % as trained, 62.0 % with filters at zero, 80.5 % at the end" in text
     assert "stage1 3 30 18 ratio 0.4 stage1 1 9 9 last before a sum" in text
+    assert "stage1.2 10 6 2, 4-6 ratio 0.4 stage1.3 9 9 last before a sum" in text
+    assert "undone" not in text
+    worse = pruning.model_copy(update={"worse_tuning": 0.312})
+    text = text_of(render_report(replace(reports.promoted(), pruning=worse)))
+    assert "more, which made it worse (agreement 31.2 %) and was undone" in text
 
 
 def test_a_refused_model_has_no_map_and_the_page_says_why() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from serving.triton.messages import (
     runs,
 )
 from serving.triton.regions import Regions
-from serving.triton.replicas import Replica, Replicas, parse_url
+from serving.triton.replicas import Replica, Replicas, cause_of, gave_up, parse_url
 from terrafine.errors import ServingError
 from terrafine.export import INPUT, OUTPUTS, GraphInfo
 from terrafine.legend import FBP, SEVEN
@@ -98,6 +99,40 @@ def test_when_all_rest_the_one_that_is_ready_first_is_waited_for() -> None:
     replicas.close()
 
 
+def test_the_replica_that_just_failed_is_asked_again_only_where_no_other_is_well() -> None:
+    clock = Clock()
+    replicas = Replicas(("a:1", "b:1"), clock=clock, chance=lambda: 0.5)
+    a, b = replicas.all
+    # it has hung, and its rest is over when the request that it cost its time comes back
+    assert [replicas.pick(but=b)[0] for _ in range(2)] == [a, a]
+    replicas.failed(a)
+    assert replicas.pick(but=b) == (b, 0)
+    replicas.close()
+
+
+class Refused(grpc.RpcError):
+    """What a call that a server refuses raises."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code, self.details = lambda: code, lambda: details
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "cause", "still_at_work"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", "unavailable", True),
+        (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", "queue_timeout", False),
+        (grpc.StatusCode.UNKNOWN, "http2 header with status: 413", "resource_exhausted", False),
+    ],
+)
+def test_a_server_that_has_refused_is_at_work_no_more(
+    code: grpc.StatusCode, details: str, cause: str, still_at_work: bool
+) -> None:
+    error = Refused(code, details)
+    assert cause_of(error) == cause
+    assert gave_up(error) == still_at_work
+
+
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 5))
 def test_batches_hold_every_wanted_window_once_and_no_other(wanted: list[bool], most: int) -> None:
     found = runs(np.array(wanted, bool), most)
@@ -112,6 +147,9 @@ def test_a_batch_is_no_larger_than_a_message() -> None:
     assert largest_batch(GRAPH, 2, 2**31, "grpc://a:1") == 2
     with pytest.raises(ServingError, match=f"one window has {window} bytes, a message may have 9"):
         largest_batch(GRAPH, 2, 9, "grpc://a:1")
+    # of a single band the answer is larger than what was asked
+    one_band = replace(GRAPH, band_names=("red",))
+    assert largest_batch(one_band, 8, 4 * 3 * 16**2 + 4096, "grpc://a:1") == 4
 
 
 def test_a_request_names_the_version_and_holds_the_raw_numbers() -> None:
@@ -228,6 +266,22 @@ def test_a_contract_says_which_release_each_version_is_and_which_of_them_answer(
     assert contract.graphs["2"] == GRAPH
 
 
+def test_of_a_release_that_is_served_twice_the_version_kept_to_is_asked_or_one_run_alike() -> None:
+    said = config(release_1="aa", release_2="aa", release_3="aa", engine_1="fp32", engine_2="int8",
+                  engine_3="fp32", graph_1=SAID, graph_2=SAID, graph_3=SAID)  # fmt: skip
+    contract = read_contract(metadata("1", "2", "3"), said, where="here")
+    assert contract.version_of("aa", engine="fp32", kept="1") == "1"
+    assert contract.version_of("aa", engine="fp32", kept="2") == "3"
+    assert contract.version_of("aa", engine="int8") == "2"
+    assert contract.version_of("aa", engine="fp16") is None
+    assert (
+        contract.served == "aa (fp32) as version 1, aa (int8) as version 2, aa (fp32) as version 3"
+    )
+    unsaid = read_contract(metadata("1"), config(release_1="aa", graph_1=SAID), where="here")
+    assert unsaid.version_of("aa") == "1"
+    assert unsaid.version_of("aa", engine="fp32") is None
+
+
 class SlowStub:
     """A server that takes a while to say what its model takes; it keeps what time it is given."""
 
@@ -253,6 +307,33 @@ def test_two_questions_about_a_contract_share_the_time_that_is_left() -> None:
     slow.given.clear()
     fetch_contract(replica, "landcover", stop=time.monotonic() + 500, most=10)
     assert slow.given == [10, 10]
+    replica.close()
+
+
+class ChangingStub:
+    """A server on which version 2 takes the place of another model between two questions."""
+
+    def __init__(self, before: service_pb2.ModelMetadataResponse) -> None:
+        self._next = before
+
+    def ModelMetadata(self, _: object, timeout: float) -> service_pb2.ModelMetadataResponse:
+        said, self._next = self._next, metadata("2")
+        return said
+
+    def ModelConfig(self, _: object, timeout: float) -> service_pb2.ModelConfigResponse:
+        return service_pb2.ModelConfigResponse(config=config(release_2="bb", graph_2=SAID))
+
+
+@pytest.mark.parametrize(
+    "before", [metadata("1"), metadata("1", "2", window=32)], ids=["other version", "other window"]
+)
+def test_a_promotion_between_two_questions_is_no_foreign_model(
+    before: service_pb2.ModelMetadataResponse,
+) -> None:
+    replica = Replica("127.0.0.1:9")
+    replica.stub = ChangingStub(before)
+    contract = fetch_contract(replica, "landcover", stop=time.monotonic() + 60, most=10)
+    assert contract.ready == {"2"}
     replica.close()
 
 

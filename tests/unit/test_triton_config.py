@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from serving.triton.config import (
     build_config,
     check_config,
+    engine,
     from_text,
     graph_of,
     loaded_together,
@@ -121,6 +122,17 @@ def test_versions_served_together_are_all_named_and_the_newest_decides(
     assert together.parameters["release.3"].string_value == first.digest
     assert together.parameters["release.5"].string_value == second.digest
     assert json.loads(together.parameters["graph.3"].string_value)
+
+
+def test_what_is_served_says_what_runs_each_version(releases: tuple[Release, Release]) -> None:
+    compiled = ServeSpec(tensorrt="fp16", device="gpu")
+    configs = {
+        version: build_config(releases[0], spec, version=version)
+        for version, spec in ((1, ServeSpec()), (2, ServeSpec(instances=2)), (3, compiled))
+    }
+    said = loaded_together(configs).parameters
+    assert said["engine.1"].string_value == said["engine.2"].string_value == engine("fp32", None)
+    assert said["engine.3"].string_value == engine("fp32", "fp16") == "fp32 by TensorRT in fp16"
 
 
 def test_versions_of_different_windows_are_not_served_under_one_name(

@@ -9,10 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from serving.triton.endpoint import Endpoint
-from serving.triton.lifecycle import Lifecycle
+from serving.triton.lifecycle import Lifecycle, Status
 from serving.triton.repository import ModelRepository
 from terrafine.cli.serving import _look
-from terrafine.errors import ServingError
+from terrafine.errors import ServingError, StorageError
 from terrafine.telemetry import ReleaseMetrics
 
 
@@ -21,6 +21,25 @@ class Away(Endpoint):
 
     def live(self) -> bool:
         return False
+
+
+class Unwritable(Lifecycle):
+    """Of a repository where nothing can be healed."""
+
+    def heal(self) -> Status:
+        raise StorageError("history.json: cannot write it")
+
+
+def test_what_cannot_be_healed_is_told_of_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = CollectorRegistry()
+    with Away("127.0.0.1:1") as server:
+        versions = Unwritable(ModelRepository(str(tmp_path), "landcover"), [server])
+        _look(versions, ReleaseMetrics(registry=registry))
+    assert "history.json: cannot write it" in capsys.readouterr().err
+    labels = {"model": "landcover", "server": server.address}
+    assert registry.get_sample_value("terrafine_serving_server_live", labels) == 0
 
 
 def test_old_figures_can_be_told_and_servers_that_are_gone_are_not_told_of(tmp_path: Path) -> None:
