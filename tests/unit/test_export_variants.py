@@ -25,11 +25,8 @@ from tests.exported import PASSED, WINDOW, described, images, random_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NETWORKS = (
-    "hrnet_w4",
-    "unet_w4",
-    "fcdensenet64_k3",
-    "hrnet_w8 pruned",
-    "fcdensenet64_k4 pruned",
+    "hrnet_w4 pruned",
+    "fcdensenet64_k3 pruned",
     "unet_w4 of one band",
     "unet_w4 of 24 classes",
 )
