@@ -17,6 +17,7 @@ import rasterio
 import torch
 import zarr
 
+from terrafine.accuracy import Figure, Front, Place
 from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.export import load_bundle, save_bundle
@@ -291,6 +292,33 @@ def test_a_verdict_turned_by_hand_promotes_nothing(judged: Project, tmp_path: Pa
     decision.write_text(decision.read_text().replace('"passed": false', '"passed": true'))
     with pytest.raises(TerrafineError, match=r"decision\.json: says the opposite .* \(refuse\)"):
         ENGINE.run(job, "export")
+
+
+def test_the_report_rings_its_own_network_among_those_that_it_was_chosen_from(
+    passed: Project,
+) -> None:
+    own = str(ENGINE.run(job_of(passed), "assess").metrics["model"])
+    place = Place(
+        network="whole", engine="onnx", threads=2, seconds_per_megapixel=2.0,
+        overall_accuracy=Figure(value=0.9), over_first=None, parameters=9, macs_per_pixel=9,
+        models=("another",),
+    )  # fmt: skip
+    pruned = place.model_copy(update={"network": "pruned", "models": (own,)})
+    found = Front(name="s", first="whole", statement="", within=0.0, places=(place, pruned))
+    front = passed.root / "front.json"
+    front.write_text(found.model_dump_json())
+    passed.change_spec(publish={"front": "front.json"})
+    job = job_of(passed)
+    page = job.output(ENGINE.run(job, "refuse"), "report").read_text()
+    assert "Accuracy against speed" in page
+    assert page.count('class="ring"') == 1
+    front.write_text('{"name": "s"}')
+    with pytest.raises(StageError, match=r"publish\.front .*front\.json: not the front\.json of"):
+        ENGINE.run(job, "refuse")
+    front.unlink()
+    with pytest.raises(StageError, match=r"front\.json"):
+        ENGINE.run(job, "refuse")
+    assert not leftovers(passed)
 
 
 def test_two_utm_zones_are_two_groups_and_two_reports(passed: Project) -> None:
