@@ -9,19 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from terrafine.accuracy.estimate import Figure
 
 
-class Frozen(BaseModel):
-    """Base of what a front is made of."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Place(Frozen):
+class Place(BaseModel):
     """A network on the plane of accuracy and speed.
 
     ``engine`` that ran it (map.predictor), with so many ``threads``; ``seconds_per_megapixel`` of
     the network's input; ``overall_accuracy``: share of 1; ``over_first``: the paired difference to
     the first network, None of that one itself; ``models``: digests of the model, one per seed.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: str
     engine: str
@@ -34,12 +30,14 @@ class Place(Frozen):
     models: tuple[str, ...]
 
 
-class Front(Frozen):
+class Front(BaseModel):
     """Networks that were trained, assessed on the same samples and timed on one machine.
 
     ``within``: points of overall accuracy / 100 that the network to choose may lose against
     ``first``; ``statement``: what the accuracy means.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     first: str

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from terrafine.accuracy import AccuracyReport, Front, GateDecision
 from terrafine.errors import StageError
-from terrafine.export import read_release
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import UInt8Array
 from terrafine.pruning import PruningRecord
@@ -28,6 +27,7 @@ from terrafine.publish import (
 )
 from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster
 from terrafine.spec import resolve_in
+from terrafine.stages.adopt import made_release
 from terrafine.stages.assess import EVIDENCE, open_reference
 from terrafine.stages.engine import Job, Manifest, read_json, versions
 from terrafine.stages.filter import filtered_chips
@@ -85,7 +85,7 @@ def write_report(
 
 def _adopted(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> ReportData:
     """With the verdict that the champion was released with."""
-    info = read_release(job.output(needed["adopt"], "release")).info
+    info = made_release(job, needed["adopt"]).info
     return replace(data, gate=info.gate, model=info.model)
 
 
