@@ -363,12 +363,13 @@ class TrainingSpec(Section):
         "3 where a pixel of a 10-m product covers 3 x 3 of the imagery's, 1 each pixel alone "
         "(section 3.2)",
     )
-    label_confusion: Literal["published"] | None = Field(
+    label_confusion: Literal["published", "estimated"] | None = Field(
         None,
-        description="'published': the loss takes into account how the label product confuses "
-        "classes, by the confusion matrix published for it, where there is one for "
-        "labels.crosswalk and the legend (FROM-GLC10 and seven: Dong et al. 2020, Table 2); "
-        "default: labels are taken at their word (section 3.2)",
+        description="the loss takes into account how the label product confuses classes: "
+        "'estimated' from the preliminary model and the labels of the validation chips, or "
+        "'published' for it, where there is a matrix for labels.crosswalk and the legend "
+        "(FROM-GLC10 and seven: Dong et al. 2020, Table 2); default: labels are taken at their "
+        "word (section 3.2)",
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,

@@ -1,4 +1,7 @@
-"""filter: drop the training chips on which preliminary model and product hardly agree."""
+"""filter: drop the training chips on which preliminary model and product hardly agree.
+
+Where the spec asks for it, also estimate from the two how the product errs.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,25 @@ import geopandas
 import numpy as np
 import torch
 from pyarrow import ArrowException
+from pydantic import TypeAdapter
 
-from terrafine.chips import TRAIN, ChipStore, agreement, open_chips, parquet
+from terrafine.accuracy.confident import confident_confusion
+from terrafine.accuracy.published import published_confusion
+from terrafine.chips import TRAIN, VALIDATION, ChipStore, agreement, open_chips, parquet
 from terrafine.errors import StageError
 from terrafine.export import load_bundle
 from terrafine.models import RawModel
 from terrafine.progress import progress
-from terrafine.stages.engine import Job, Manifest, Outcome, Stage
+from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
 from terrafine.stages.label import chips_place
 from terrafine.training import choose_device
+from terrafine.training.loss import IGNORED, Confusion, mean_around
 
 _TABLE = "chips.parquet"
+_CONFUSION = "confusion.json"
+_CONFUSION_FORMAT = TypeAdapter(Confusion)
+# Pixels that the product's errors are estimated from: 100 MB of probabilities of 24 classes.
+_PIXELS = 1_000_000
 
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
@@ -29,13 +40,19 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     )
     table = store.table.copy()
     chosen = store.indexes(TRAIN)
-    values = _agreements(store, model, chosen.tolist(), choose_device(job.spec.training.device))
+    model.to(choose_device(job.spec.training.device)).eval()
+    values = _agreements(store, model, chosen.tolist())
     table.loc[chosen, "agreement"] = values
     table["kept"] = table["agreement"] >= job.spec.filter.min_agreement
     (folder / _TABLE).write_bytes(parquet(table))
     kept = int(table["kept"].sum())
+    outputs = {"chips": Path(_TABLE)}
+    if job.spec.training.label_confusion == "estimated":
+        confusion = _confusion(job, store, model)
+        (folder / _CONFUSION).write_bytes(_CONFUSION_FORMAT.dump_json(confusion, indent=1))
+        outputs["confusion"] = Path(_CONFUSION)
     return Outcome(
-        {"chips": Path(_TABLE)},
+        outputs,
         {
             "chips": len(chosen),
             "kept": kept,
@@ -45,19 +62,55 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     )
 
 
-def _agreements(
-    store: ChipStore, model: RawModel, indexes: list[int], device: torch.device
-) -> list[float]:
-    model.to(device).eval()
+def _agreements(store: ChipStore, model: RawModel, indexes: list[int]) -> list[float]:
     values = []
     with progress("filter", total=len(indexes), unit="chip") as task, torch.inference_mode():
         for index in indexes:
-            image_NCHW = torch.from_numpy(store.image(index)[None].astype(np.int32))
-            best_HW = model(image_NCHW.to(device))[0].argmax(0).cpu().numpy()
+            best_HW = _logits(store, model, index)[0].argmax(0).cpu().numpy()
             predicted_HW = store.legend.code_table[best_HW]
             values.append(agreement(predicted_HW, store.label(index)))
             task.advance(agreement=values[-1])
     return values
+
+
+def _logits(store: ChipStore, model: RawModel, index: int) -> torch.Tensor:
+    """(1, K, H, W) of a whole chip."""
+    image_NCHW = torch.from_numpy(store.image(index)[None].astype(np.int32))
+    logits: torch.Tensor = model(image_NCHW.to(next(model.parameters()).device))
+    return logits
+
+
+def _confusion(job: Job, store: ChipStore, model: RawModel) -> Confusion:
+    """How the product errs (:func:`confident_confusion`), on chips no model was trained on."""
+    indexes = store.indexes(VALIDATION).tolist()
+    window = job.spec.training.label_window
+    probabilities, labels = [], []
+    with progress("label errors", total=len(indexes), unit="chip") as task, torch.inference_mode():
+        for index in indexes:
+            around = mean_around(_logits(store, model, index).float().softmax(dim=1), window)
+            target_n = store.legend.index_table[store.label(index)].ravel()
+            labelled = np.flatnonzero(target_n != IGNORED)
+            rng = np.random.default_rng((job.spec.seed, index))
+            some = rng.permutation(labelled)[: max(1, _PIXELS // len(indexes))]
+            probabilities.append(around[0].flatten(1)[:, some].T.cpu().numpy())
+            labels.append(target_n[some])
+            task.advance()
+    found_KK = confident_confusion(np.concatenate(probabilities), np.concatenate(labels))
+    return tuple(tuple(row) for row in found_KK.tolist())
+
+
+def label_confusion(job: Job, filtered: Manifest | None) -> Confusion | None:
+    """How the label product errs, where the spec wants that to count and it is known.
+
+    It is estimated by the filter stage, ``filtered``: None before that has run. StageError when
+    what it wrote is not there.
+    """
+    match job.spec.training.label_confusion:
+        case "published":
+            return published_confusion(job.spec.label_product.crosswalk, job.spec.resolve_legend())
+        case "estimated" if filtered is not None:
+            return read_json(job.output(filtered, "confusion"), _CONFUSION_FORMAT)
+    return None
 
 
 def filtered_chips(job: Job, manifest: Manifest) -> geopandas.GeoDataFrame:

@@ -33,7 +33,7 @@ from terrafine.pruning import (
 )
 from terrafine.spec import TrainingSpec
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
-from terrafine.stages.filter import filtered_chips
+from terrafine.stages.filter import filtered_chips, label_confusion
 from terrafine.stages.fit import TrainingTask
 from terrafine.stages.label import chips_place
 from terrafine.stages.train import clear_training, require_chips, training_place, training_task
@@ -153,6 +153,7 @@ def _open(job: Job, folder: Path, needed: Mapping[str, Manifest], parent: Bundle
         store,
         chips,
         scaling=(parent.mean, parent.std),
+        confusion=label_confusion(job, needed["filter"]),
         epochs=job.spec.prune.epochs,
         place=place,
         heading="prune",

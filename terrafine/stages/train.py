@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from terrafine.accuracy.published import published_confusion
 from terrafine.chips import (
     VALIDATION,
     ChipStore,
@@ -20,11 +19,12 @@ from terrafine.chips import (
 from terrafine.errors import TrainingError
 from terrafine.export import BundleInfo, save_bundle
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage
-from terrafine.stages.filter import filtered_chips
+from terrafine.stages.filter import filtered_chips, label_confusion
 from terrafine.stages.fit import TrainingTask
 from terrafine.stages.label import chips_place
 from terrafine.storage import Storage
 from terrafine.training import STEPS, TrainingResult
+from terrafine.training.loss import Confusion
 
 # Chips whose digests are checked before a training: 400 GB cannot be, and libzstd checks what is
 # read in any case.
@@ -36,17 +36,26 @@ _UNFINISHED = "training"
 def _preliminary(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(chips_place(job, needed["label"]))
     epochs = job.spec.training.preliminary_epochs or job.spec.training.epochs
-    return _fit(job, folder, store, store.indexes("train").tolist(), epochs, "train preliminary")
+    chips = store.indexes("train").tolist()
+    confusion = label_confusion(job, None)
+    return _fit(job, folder, store, chips, epochs, confusion, "train preliminary")
 
 
 def _final(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(chips_place(job, needed["label"]))
     kept = np.flatnonzero(filtered_chips(job, needed["filter"])["kept"]).tolist()
-    return _fit(job, folder, store, kept, job.spec.training.epochs, "train")
+    confusion = label_confusion(job, needed["filter"])
+    return _fit(job, folder, store, kept, job.spec.training.epochs, confusion, "train")
 
 
 def _fit(
-    job: Job, folder: Path, store: ChipStore, chips: Sequence[int], epochs: int, heading: str
+    job: Job,
+    folder: Path,
+    store: ChipStore,
+    chips: Sequence[int],
+    epochs: int,
+    confusion: Confusion | None,
+    heading: str,
 ) -> Outcome:
     require_chips(job, store, chips)
     mean_C, std_C = band_statistics(store, np.asarray(chips))
@@ -57,6 +66,7 @@ def _fit(
         store,
         chips,
         scaling=(tuple(mean_C.tolist()), tuple(std_C.tolist())),
+        confusion=confusion,
         epochs=epochs,
         place=place,
         heading=heading,
@@ -86,11 +96,14 @@ def training_task(
     chips: Sequence[int],
     *,
     scaling: tuple[tuple[float, ...], tuple[float, ...]],
+    confusion: Confusion | None,
     epochs: int,
     place: Storage,
     heading: str,
 ) -> TrainingTask:
-    """A training of the spec's network on these chips; ``scaling``: mean and std of the bands."""
+    """A training of the spec's network on these chips; ``scaling``: mean and std of the bands,
+    ``confusion``: of the labels, None where it is not to count.
+    """
     return TrainingTask(
         chips=store.storage.location,
         train=tuple(chips),
@@ -101,7 +114,7 @@ def training_task(
         fill=store.fill,
         legend=store.legend,
         class_weights=job.spec.class_weights(),
-        confusion=_confusion(job),
+        confusion=confusion,
         training=job.spec.training,
         epochs=epochs,
         seed=job.spec.seed,
@@ -109,13 +122,6 @@ def training_task(
         run=f"{job.spec.name}/{folder.parent.name}",
         heading=heading,
     )
-
-
-def _confusion(job: Job) -> tuple[tuple[float, ...], ...] | None:
-    """What is published of how the spec's label product errs, where the spec wants it."""
-    if job.spec.training.label_confusion is None:
-        return None
-    return published_confusion(job.spec.label_product.crosswalk, job.spec.resolve_legend())
 
 
 def clear_training(folder: Path, place: Storage) -> None:

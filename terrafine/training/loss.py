@@ -45,6 +45,13 @@ class WeightedCrossEntropy(nn.Module):
         return total, self.pixel_weights[target].sum()
 
 
+def mean_around(probability: Tensor, window: int) -> Tensor:
+    """(N, K, H, W) -> the mean of the ``window`` x ``window`` pixels around, fewer at the rim."""
+    return functional.avg_pool2d(
+        probability, window, stride=1, padding=window // 2, count_include_pad=False
+    )
+
+
 class CoarseCrossEntropy(WeightedCrossEntropy):
     """Cross entropy of labels that are coarser than the image.
 
@@ -73,13 +80,7 @@ class CoarseCrossEntropy(WeightedCrossEntropy):
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """As :class:`WeightedCrossEntropy`."""
-        around = functional.avg_pool2d(
-            logits.float().softmax(dim=1),
-            self.window,
-            stride=1,
-            padding=self.window // 2,
-            count_include_pad=False,
-        )
+        around = mean_around(logits.float().softmax(dim=1), self.window)
         if self.confusion is not None:
             around = torch.einsum("nkhw,kl->nlhw", around, self.confusion)
         # the floor is far below what float32 can tell from 0 in a mean of a few probabilities
