@@ -143,10 +143,12 @@ class Job:
 @dataclass(frozen=True)
 class Outcome:
     """What a stage's work leaves: outputs (name -> path inside its folder, or in the work
-    directory if absolute) and figures."""
+    directory if absolute) and figures. ``cleanup`` takes away, from the stage's finished folder
+    and elsewhere, what an interrupted run would have gone on from."""
 
     outputs: Mapping[str, Path]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    cleanup: Callable[[Path], None] = lambda folder: None
 
 
 Work = Callable[[Job, Path, Mapping[str, Manifest]], Outcome]
@@ -380,6 +382,7 @@ class Engine:
             _write_text(partial / "manifest.json", manifest.model_dump_json(indent=2))
             partial.rename(folder)
             _point(folder)
+            outcome.cleanup(folder)
         finally:
             # gone after the rename; a resumable stage keeps what it can go on from
             if partial.exists() and not (stage.resumable and any(partial.iterdir())):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,10 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     pruning.save(compact.eval(), record)
     (folder / RECORD).write_text(record.model_dump_json())
     _write_history(folder / "history.json", softened, tuned)
-    clear_training(folder, pruning.place)
     return Outcome(
         {"model": Path("model"), "pruning": Path(RECORD), "history": Path("history.json")},
         _figures(record),
+        partial(clear_training, pruning.place),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,7 @@ def _fit(
     )
     result = job.trainer(task)
     _save(job, folder, task, result)
-    outcome = _outcome(folder, place, result, len(chips))
-    clear_training(folder, place)
-    return outcome
+    return _outcome(folder, place, result, len(chips))
 
 
 def require_chips(job: Job, store: ChipStore, chips: Sequence[int]) -> None:
@@ -124,7 +123,7 @@ def training_task(
     )
 
 
-def clear_training(folder: Path, place: Storage) -> None:
+def clear_training(place: Storage, folder: Path) -> None:
     """Remove what a finished training could have gone on from."""
     place.delete(place.names())
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
@@ -169,6 +168,7 @@ def _outcome(folder: Path, place: Storage, result: TrainingResult, chips: int) -
             "best_epoch": result.best_epoch,
             "validation_agreement": round(best.validation_agreement, 4),
         },
+        partial(clear_training, place),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -22,8 +23,10 @@ from terrafine.chips import BuildRunner, local_runner
 from terrafine.errors import StageError, TerrafineError, explain
 from terrafine.export import load_bundle, save_bundle
 from terrafine.mapping import open_map
-from terrafine.stages import ENGINE, Job
+from terrafine.stages import ENGINE, Job, engine
 from terrafine.stages.engine import file_digest
+from terrafine.stages.fit import TrainingTask, fit
+from terrafine.training import TrainingResult
 from tests.scenes import Project, make_project, write_raster
 
 SEVENS = np.full((64, 64), 7, np.uint8)
@@ -351,3 +354,35 @@ def test_two_utm_zones_are_two_groups_and_two_reports(passed: Project) -> None:
         assert set(np.unique(store.read(zone, window, "source"))) <= {0, 1, 2, 65535}
     row, col = store.grid("epsg32651").pixel_of(499_410.0 + 300, 4_400_016.0 - 300)
     assert store.explain("epsg32651", row, col).scene == "east"
+
+
+def test_a_training_whose_manifest_cannot_be_written_is_not_lost(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.change_spec(model={"arch": "unet_w4"})
+    job = job_of(project)
+    ENGINE.run(job, "label")
+    write = engine._write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(engine, "_write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        ENGINE.run(job, "train-preliminary")
+    monkeypatch.undo()
+    folder = next(job.workdir.glob("train-preliminary/*.partial/training"))
+    trained = sorted(folder.rglob("*.pt"))
+    assert trained
+    result: list[list[Path]] = []
+
+    def watched(task: TrainingTask) -> TrainingResult:
+        found = fit(task)
+        result.append(sorted(folder.rglob("*.pt")))
+        return found
+
+    manifest = ENGINE.run(replace(job, trainer=watched), "train-preliminary")
+    assert result == [trained], "no checkpoint came after those that were there"
+    assert not (job.output(manifest, "model").parent / "training").exists()
