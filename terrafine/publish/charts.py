@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 Format = Callable[[float], str]
 
@@ -73,6 +72,8 @@ class _Axis:
         return round(self.start + (value - self.low) / span * (self.stop - self.start), 2)
 
     def ticks(self, count: int, *, whole: bool = False) -> list[float]:
+        from matplotlib.ticker import MaxNLocator  # slow to import, and only charts need it
+
         found = MaxNLocator(nbins=count, steps=[1, 2, 5, 10], integer=whole).tick_values(
             self.low, self.high
         )
@@ -171,6 +172,8 @@ def histogram(values: npt.NDArray[np.float64], threshold: float, *, label: str) 
 
 def front_chart(places: Sequence[FrontPlace], *, label: str) -> Markup:
     """Overall accuracy against seconds per megapixel, which grow by factors; the front as steps."""
+    from matplotlib.ticker import LogLocator  # slow to import, and only charts need it
+
     width, height, left, top, bottom = 640, 300, 60, 16, 46
     right = width - 24
     svg = _svg(width, height, label)

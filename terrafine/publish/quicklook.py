@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Polygon, Rectangle
 
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend, UInt8Array
 from terrafine.publish.figures import class_palette, colour
 from terrafine.publish.geography import pixel_width_metres
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _QUIET, _PAPER = "#1d2733", "#5b6876", "#f1f3f5"
 _DPI = 150
@@ -62,6 +63,10 @@ def quicklook(
     first, with :func:`terrafine.publish.overviews.mode_downsample`). Pixels without a class stay
     hatched. North is the grid's north. ``note``: one line under the picture.
     """
+    # slow to import, and only this needs it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     layout = _layout(map_HW.shape, len(legend.classes))
     figure = Figure(figsize=layout.size, dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -92,6 +97,8 @@ def _layout(shape: tuple[int, ...], classes: int) -> _Layout:
 
 
 def _draw_picture(figure: Figure, layout: _Layout, map_HW: UInt8Array, legend: Legend) -> None:
+    from matplotlib.patches import Rectangle
+
     bottom = _FOOTER + layout.body_height - layout.picture_height
     axes = figure.add_axes(layout.box(_MARGIN, bottom, layout.picture_width, layout.picture_height))
     rows, cols = map_HW.shape
@@ -106,6 +113,8 @@ def _draw_picture(figure: Figure, layout: _Layout, map_HW: UInt8Array, legend: L
 
 def _draw_legend(figure: Figure, layout: _Layout, map_HW: UInt8Array, legend: Legend) -> None:
     """Swatch, name and share of the mapped area of every class."""
+    from matplotlib.patches import Rectangle
+
     axes = _inch_axes(
         figure,
         layout,
@@ -133,6 +142,8 @@ def _draw_legend(figure: Figure, layout: _Layout, map_HW: UInt8Array, legend: Le
 
 def _draw_footer(figure: Figure, layout: _Layout, metres: float, note: str) -> None:
     """Scale bar (true to the picture), north arrow and note under the picture."""
+    from matplotlib.patches import Polygon, Rectangle
+
     width = layout.size[0] - 2 * _MARGIN
     axes = _inch_axes(figure, layout, (_MARGIN, 0.0, width, _FOOTER))
     length = scale_bar_metres(metres / 3)

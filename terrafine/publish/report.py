@@ -59,6 +59,8 @@ class ReportData:
     ``pruning``: what was taken from the trained network, None where nothing was.
     ``front``: the search that the network was chosen by, ``model``: digest of the one that mapped.
     ``agreement``: (n,) share 0..1 per training chip, against ``agreement_threshold``.
+    ``label_confusion``: (K, K) shares that the loss took into account, row = true class, column =
+    what the product says, "estimated" or "published".
     ``provenance``: nested mappings and lists of plain values, shown as they are.
     """
 
@@ -81,6 +83,8 @@ class ReportData:
     model: str = ""
     agreement: npt.NDArray[np.float64] | None = None
     agreement_threshold: float = 0.2
+    label_confusion: Sequence[Sequence[float]] | None = None
+    label_confusion_source: str = ""
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     spec_text: str = ""

@@ -5,11 +5,13 @@ Where the spec asks for it, also estimate from the two how the product errs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import geopandas
 import numpy as np
+import numpy.typing as npt
 import torch
 from pyarrow import ArrowException
 from pydantic import TypeAdapter
@@ -19,11 +21,15 @@ from terrafine.accuracy.published import published_confusion
 from terrafine.chips import TRAIN, VALIDATION, ChipStore, agreement, open_chips, parquet
 from terrafine.errors import StageError
 from terrafine.export import load_bundle
+from terrafine.legend import NO_CLASS, UInt8Array
 from terrafine.models import RawModel
 from terrafine.progress import progress
 from terrafine.stages.engine import Job, Manifest, Outcome, Stage, read_json
 from terrafine.stages.label import chips_place
 from terrafine.training import choose_device
+from terrafine.training.data import WholeChips
+from terrafine.training.feed import read_ahead
+from terrafine.training.learner import autocast
 from terrafine.training.loss import IGNORED, Confusion, mean_around
 
 _TABLE = "chips.parquet"
@@ -40,8 +46,7 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     )
     table = store.table.copy()
     chosen = store.indexes(TRAIN)
-    model.to(choose_device(job.spec.training.device)).eval()
-    values = _agreements(store, model, chosen.tolist())
+    values = _agreements(job, store, model, chosen)
     table.loc[chosen, "agreement"] = values
     table["kept"] = table["agreement"] >= job.spec.filter.min_agreement
     (folder / _TABLE).write_bytes(parquet(table))
@@ -62,41 +67,57 @@ def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     )
 
 
-def _agreements(store: ChipStore, model: RawModel, indexes: list[int]) -> list[float]:
+def _agreements(
+    job: Job, store: ChipStore, model: RawModel, chips: npt.NDArray[np.int64]
+) -> list[float]:
+    codes = np.full(256, NO_CLASS, np.uint8)
+    codes[: len(store.legend.codes)] = store.legend.codes
     values = []
-    with progress("filter", total=len(indexes), unit="chip") as task, torch.inference_mode():
-        for index in indexes:
-            best_HW = _logits(store, model, index)[0].argmax(0).cpu().numpy()
-            predicted_HW = store.legend.code_table[best_HW]
-            values.append(agreement(predicted_HW, store.label(index)))
+    with progress("filter", total=len(chips), unit="chip") as task:
+        for logits_KHW, target_HW in _predicted(job, store, model, chips):
+            best_HW = logits_KHW.argmax(0).cpu().numpy()
+            values.append(agreement(codes[best_HW], codes[target_HW]))
             task.advance(agreement=values[-1])
     return values
 
 
-def _logits(store: ChipStore, model: RawModel, index: int) -> torch.Tensor:
-    """(1, K, H, W) of a whole chip."""
-    image_NCHW = torch.from_numpy(store.image(index)[None].astype(np.int32))
-    logits: torch.Tensor = model(image_NCHW.to(next(model.parameters()).device))
-    return logits
-
-
 def _confusion(job: Job, store: ChipStore, model: RawModel) -> Confusion:
     """How the product errs (:func:`confident_confusion`), on chips no model was trained on."""
-    indexes = store.indexes(VALIDATION).tolist()
-    window = job.spec.training.label_window
+    chips = store.indexes(VALIDATION)
+    rng = np.random.default_rng(job.spec.seed)
     probabilities, labels = [], []
-    with progress("label errors", total=len(indexes), unit="chip") as task, torch.inference_mode():
-        for index in indexes:
-            around = mean_around(_logits(store, model, index).float().softmax(dim=1), window)
-            target_n = store.legend.index_table[store.label(index)].ravel()
-            labelled = np.flatnonzero(target_n != IGNORED)
-            rng = np.random.default_rng((job.spec.seed, index))
-            some = rng.permutation(labelled)[: max(1, _PIXELS // len(indexes))]
-            probabilities.append(around[0].flatten(1)[:, some].T.cpu().numpy())
-            labels.append(target_n[some])
+    with progress("label errors", total=len(chips), unit="chip") as task:
+        for logits_KHW, target_HW in _predicted(job, store, model, chips):
+            around_1KHW = mean_around(
+                logits_KHW[None].float().softmax(dim=1), job.spec.training.label_window
+            )
+            labelled = np.flatnonzero(target_HW != IGNORED)
+            some = rng.permutation(labelled)[: max(1, _PIXELS // len(chips))]
+            probabilities.append(around_1KHW[0].flatten(1).cpu().numpy()[:, some].T)
+            labels.append(target_HW.ravel()[some])
             task.advance()
     found_KK = confident_confusion(np.concatenate(probabilities), np.concatenate(labels))
     return tuple(tuple(row) for row in found_KK.tolist())
+
+
+def _predicted(
+    job: Job, store: ChipStore, model: RawModel, chips: npt.NDArray[np.int64]
+) -> Iterator[tuple[torch.Tensor, UInt8Array]]:
+    """Logits (K, H, W) and targets (H, W) uint8, IGNORED without a label, of whole chips."""
+    spec = job.spec.training
+    device = choose_device(spec.device)
+    model.to(device).eval()
+    reading = read_ahead(
+        WholeChips(store, chips, store.legend),
+        [[position] for position in range(len(chips))],
+        workers=spec.loader_workers,
+        pin_memory=device.type == "cuda",
+    )
+    with closing(reading):
+        for image_NCHW, target_NHW in reading:
+            with torch.inference_mode(), autocast(spec, device):
+                logits_NKHW = model(image_NCHW.to(device, non_blocking=True))
+            yield logits_NKHW[0], target_NHW[0].numpy()
 
 
 def label_confusion(job: Job, filtered: Manifest | None) -> Confusion | None:

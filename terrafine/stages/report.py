@@ -30,7 +30,7 @@ from terrafine.spec import resolve_in
 from terrafine.stages.adopt import made_release
 from terrafine.stages.assess import EVIDENCE, open_reference
 from terrafine.stages.engine import Job, Manifest, read_json, versions
-from terrafine.stages.filter import filtered_chips
+from terrafine.stages.filter import filtered_chips, label_confusion
 from terrafine.training import EpochRecord
 
 Read = Callable[[Window], npt.NDArray[Any]]
@@ -105,6 +105,8 @@ def _trained(job: Job, needed: Mapping[str, Manifest], data: ReportData) -> Repo
         model=str(needed["assess"].metrics["model"]),
         agreement=agreement[np.isfinite(agreement)],
         agreement_threshold=job.spec.filter.min_agreement,
+        label_confusion=label_confusion(job, needed["filter"]),
+        label_confusion_source=job.spec.training.label_confusion or "",
     )
 
 

@@ -182,6 +182,22 @@ def test_what_was_pruned_is_told_part_by_part_and_layer_by_layer() -> None:
     assert "more, which made it worse (agreement 31.2 %) and was undone" in text
 
 
+def test_how_the_labels_err_is_shown_as_the_training_took_it() -> None:
+    data = reports.report()
+    classes = len(data.legend.classes)
+    # 70 of 100 pixels of every class are labelled so, 30 as the class after it
+    shares = 0.7 * np.eye(classes) + 0.3 * np.roll(np.eye(classes), 1, axis=1)
+    known = replace(data, label_confusion=shares.tolist(), label_confusion_source="estimated")
+    text = text_of(render_report(known))
+    assert "How the labels err" in text
+    assert "estimated from the preliminary model" in text
+    first, second = data.legend.names[:2]
+    row = text[text.index("Product ↓ truth →") :]
+    assert f" {first} 70 % " in row
+    assert f" {second} 30 % 70 % " in row
+    assert "How the labels err" not in text_of(render_report(data))
+
+
 def test_a_refused_model_has_no_map_and_the_page_says_why() -> None:
     page = render_report(reports.refused())
     text = text_of(page)
