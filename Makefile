@@ -44,8 +44,7 @@ test: $(INSTALLED) browser triton prometheus  ## the tests, without the slow one
 	$(PYTEST) -m 'not slow'
 
 test-slow: $(INSTALLED) browser triton prometheus containers  ## the slow ones: the demo, the Zion scene, Ray, the benchmarks
-	$(PYTEST) -m 'slow and not alone'
-	$(BIN)/pytest -m 'slow and alone'
+	$(PYTEST) -m slow
 
 # the report is tested in a real browser; without one those tests skip and say so
 browser:

@@ -2,10 +2,11 @@
 
     python benchmarks/accuracy.py landscape --into runs/accuracy
     python benchmarks/accuracy.py zion --data ../shared/data/zion_l8_nlcd2011
-    python benchmarks/accuracy.py landscape --ablations --seeds 0 1   # what each part brings
+    python benchmarks/accuracy.py landscape --variants paper terrafine ours-no-ema --seeds 0 1
 
-On the same held-out blocks: the label product, the paper's recipe, ours, and the oracle, which is
-the same network trained on the finest labels. A killed run goes on where it was.
+On the same held-out chips: the label product, the paper's recipe, ours, and the oracle, which is
+the same network trained on the finest labels; on the landscape also on a scene that no training
+saw. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accuracy_unseen import Unseen, rows_as_json, rows_table
 from rich.console import Console
 from rich.table import Table
 
+from terrafine.accuracy import AccuracyReport
 from terrafine.comparison import (
     Cell,
-    Comparison,
-    Row,
     measure,
     read_plan,
     run_cells,
@@ -49,26 +50,28 @@ MORE_THAN_PAPER = 0.02
 WAY_TO_ORACLE = 0.70
 
 
-def variants(truth: Mapping[str, Any], *, ablations: bool) -> dict[str, dict[str, Any]]:
+def variants(truth: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Variant -> keys of the spec; the first is what the others are compared with."""
-    found: dict[str, dict[str, Any]] = {
+    return {
         PAPER: {"recipe": "dong2020"},
         OURS: {"recipe": "terrafine"},
-        # an oracle's labels are as fine as the image
-        ORACLE: {"recipe": "terrafine", "labels": dict(truth), "training": {"label_window": 1}},
+        # an oracle's labels are as fine as the image, and right
+        ORACLE: {
+            "recipe": "terrafine",
+            "labels": dict(truth),
+            "training": {"label_window": 1, "label_confusion": None},
+        },
+        "paper-batch-norm": {"recipe": "dong2020", "model": {"first_norm": "batch"}},
+        "paper-no-weight": {"recipe": "dong2020", "training": {"class_weights": {}}},
+        "paper-no-clahe": {"recipe": "dong2020", "map": {"enhance": {"enabled": False}}},
+        "paper-no-filter": {"recipe": "dong2020", "filter": {"min_agreement": 0.0}},
+        "ours-window-1": {"recipe": "terrafine", "training": {"label_window": 1}},
+        "ours-window-5": {"recipe": "terrafine", "training": {"label_window": 5}},
+        "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
+        "ours-estimated": {"recipe": "terrafine", "training": {"label_confusion": "estimated"}},
+        "ours-instance-norm": {"recipe": "terrafine", "model": {"first_norm": "instance"}},
+        "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
     }
-    if ablations:
-        found |= {
-            "paper-batch-norm": {"recipe": "dong2020", "model": {"first_norm": "batch"}},
-            "paper-no-weight": {"recipe": "dong2020", "training": {"class_weights": {}}},
-            "paper-no-clahe": {"recipe": "dong2020", "map": {"enhance": {"enabled": False}}},
-            "paper-no-filter": {"recipe": "dong2020", "filter": {"min_agreement": 0.0}},
-            "ours-window-1": {"recipe": "terrafine", "training": {"label_window": 1}},
-            "ours-window-5": {"recipe": "terrafine", "training": {"label_window": 5}},
-            "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
-            "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
-        }
-    return found
 
 
 def landscape(into: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -143,10 +146,11 @@ class _Lines:
         self._console.print(f"  [red]{error}[/]")
 
 
-def findings(comparison: Comparison) -> dict[str, Any]:
-    """The aims of the project beside what was found; shares of 1, None where undefined."""
-    product = None if comparison.product is None else comparison.product.overall_accuracy.value
-    found = {row.variant: _accuracy(row) for row in comparison.rows}
+def findings(product: float | None, found: Mapping[str, float | None]) -> dict[str, Any]:
+    """The aims of the project beside what was found; shares of 1, None where undefined.
+
+    ``product``, ``found``: overall accuracy of the label product and of each variant.
+    """
     paper, ours, oracle = (found.get(name) for name in (PAPER, OURS, ORACLE))
     gain = _minus(paper, product)
     more = _minus(ours, paper)
@@ -163,16 +167,16 @@ def findings(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _accuracy(row: Row) -> float | None:
-    return None if row.report is None else row.report.overall_accuracy.value
+def _accuracy(report: AccuracyReport | None) -> float | None:
+    return None if report is None else report.overall_accuracy.value
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def aims_table(found: Mapping[str, Any]) -> Table:
-    table = Table("aim", "at least", "found", title="Aims", title_justify="left")
+def aims_table(found: Mapping[str, Any], title: str) -> Table:
+    table = Table("aim", "at least", "found", title=title, title_justify="left")
     for key, text in (
         ("paper_over_product", "paper's recipe over the label product, points"),
         ("terrafine_over_paper", "ours over the paper's recipe, points"),
@@ -191,10 +195,11 @@ def main() -> None:
     make = {"landscape": landscape, "zion": zion}[options.scene]
     spec_file, truth = make(into, options)
     file = spec_file.with_name(f"{options.scene}.yaml")
+    every = variants(truth)
     content = {
         "base": spec_file.name,
         "seeds": options.seeds,
-        "variants": variants(truth, ablations=options.ablations),
+        "variants": {name: every[name] for name in every if name in options.variants},
     }
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     plan = read_plan(file)
@@ -203,10 +208,13 @@ def main() -> None:
         plan, lambda spec: Job(spec, spec_file.parent, into / "work"), _Lines(console)
     )
     comparison = measure(plan, outcomes)
-    found = findings(comparison)
+    found = findings(
+        _accuracy(comparison.product),
+        {row.variant: _accuracy(row.report) for row in comparison.rows},
+    )
     console.print(to_rich(comparison))
-    console.print(aims_table(found))
-    result = {
+    console.print(aims_table(found, "Aims, on the held-out chips"))
+    result: dict[str, Any] = {
         "benchmark": "accuracy",
         "scene": options.scene,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -214,6 +222,18 @@ def main() -> None:
         "aims": found,
         "comparison": json.loads(comparison.model_dump_json()),
     }
+    if options.scene == "landscape":
+        rows = Unseen(plan.base, spec_file.parent, into / "work", unit=options.chip).rows(
+            outcomes, plan.variants[0]
+        )
+        product, *others = rows
+        elsewhere = findings(
+            _accuracy(product["report"]),
+            {row["variant"]: _accuracy(row["report"]) for row in others},
+        )
+        console.print(rows_table(rows))
+        console.print(aims_table(elsewhere, "The same on that scene"))
+        result |= {"unseen": rows_as_json(rows), "aims_unseen": elsewhere}
     target = options.json or RESULTS / f"accuracy_{options.scene}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1))
@@ -229,7 +249,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--into", type=Path, default=Path("runs/accuracy"), help="work folder")
     parser.add_argument("--data", type=Path, help="folder of the Zion scene")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
-    parser.add_argument("--ablations", action="store_true", help="also each part of the recipes")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=tuple(variants({})),
+        default=[PAPER, OURS, ORACLE],
+        help="what is compared; those with a hyphen leave out or change one part of a recipe",
+    )
     parser.add_argument("--landscape-seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=1024, help="pixels a side of a scene")
     parser.add_argument("--scenes", type=int, default=3)

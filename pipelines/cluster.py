@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
+from kfp.dsl.structures import ResourceSpec
 
 from components.base import IMAGE
 
@@ -60,7 +61,11 @@ def on_cluster(task: dsl.PipelineTask, size: Size) -> dsl.PipelineTask:
     KFP's cache knows paths, not what lies there; the stages' own digests decide instead.
     """
     task.set_caching_options(False)
-    task.set_cpu_request(size.cpu).set_memory_request(size.memory).set_memory_limit(size.memory)
+    # each setter of kfp's looks through the call stack and all that is imported, which would take
+    # most of a compilation
+    task.container_spec.resources = ResourceSpec(
+        cpu_request=size.cpu, memory_request=size.memory, memory_limit=size.memory
+    )
     if size.tries_again:
         task.set_retry(
             size.tries_again,

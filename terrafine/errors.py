@@ -46,7 +46,11 @@ class TrainingError(TerrafineError):
 
 
 class LossError(TrainingError):
-    """The loss is no number."""
+    """The loss or a weight is no number."""
+
+
+class WorkerError(TrainingError):
+    """A process that trains or reads chips was lost or cannot go on without the others."""
 
 
 class PruningError(TerrafineError):

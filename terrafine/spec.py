@@ -257,11 +257,14 @@ class LabelSource(Section):
         return walk if self.nodata is None else walk.model_copy(update={"nodata": self.nodata})
 
 
+Region = Literal["validation", "all"]
+
+
 class ReferenceSpec(LabelSource):
     """What accuracy is measured against: a raster, or a vector file of points."""
 
     class_column: str = Field("class", description="column of a vector file that holds the code")
-    region: Literal["validation", "all"] = Field(
+    region: Region = Field(
         "validation",
         description="'validation': only where no chip was trained on; 'all': everywhere (points "
         "that nobody trained on, as in Dong et al. 2020, section 2.3)",
@@ -393,7 +396,8 @@ class TrainingSpec(Section):
     micro_batch: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="crops a worker takes at once; its share of the batch is accumulated from "
-        "these, and batch norm sees no more than these; default: its whole share",
+        "these, and batch norm sees no more than these of every worker, so that another number of "
+        "workers then trains otherwise; default: its whole share",
     )
     sync_batch_norm: bool = Field(True, description="batch norm over the crops of all workers")
     checkpoint_steps: Annotated[int, Field(ge=1)] = Field(
@@ -462,11 +466,17 @@ class AssessSpec(Section):
     reference: ReferenceSpec
     bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples for intervals")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    unit: Annotated[int, Field(ge=1)] = Field(
-        16,
+    unit: Annotated[int, Field(ge=1)] | None = Field(
+        None,
         description="pixels a side of the blocks resampled for a raster reference, whose "
-        "neighbouring pixels are no independent samples; points are resampled one by one",
+        "neighbouring pixels are no independent samples; default: the blocks that are held out, "
+        "chips.size x chips.block, since errors resemble each other over tens to hundreds of "
+        "pixels; points are resampled one by one",
     )
+
+    def unit_of(self, chips: ChipsSpec) -> int:
+        """Pixels a side of the resampled blocks, which lie on the grid of the chips."""
+        return self.unit or chips.size * chips.block
 
 
 class GateSpec(Section):

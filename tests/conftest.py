@@ -15,6 +15,16 @@ from tests.triton import triton_server as triton_server
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left alone with it in the end."""
+    items.sort(key=_minutes, reverse=True)
+
+
+def _minutes(item: pytest.Item) -> int:
+    marked = item.get_closest_marker("minutes")
+    return marked.args[0] if marked else 0
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A generated project of its own."""

@@ -19,7 +19,7 @@ from terrafine.export import (
     save_bundle,
     write_release,
 )
-from terrafine.export.variants import Variant
+from terrafine.export.session import Variant
 from terrafine.legend import SEVEN
 from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ExportSpec, ModelSpec

@@ -103,7 +103,7 @@ SPEC: dict[str, Any] = {
     "labels": {"file": "product.tif"},
     "chips": {"size": 32, "block": 1, "validation_fraction": 0.25},
     "filter": {"min_agreement": 0.1},
-    "model": {"arch": "hrnet_w4", "first_norm": "batch"},
+    "model": {"arch": "unet_w4", "first_norm": "batch"},
     "training": {
         "epochs": 8,
         "preliminary_epochs": 3,
@@ -112,7 +112,11 @@ SPEC: dict[str, Any] = {
         "crops_per_chip": 2,
         "learning_rate": 0.05,
     },
-    "assess": {"reference": {"file": "reference.tif", "crosswalk": "seven"}, "bootstrap": 200},
+    "assess": {
+        "reference": {"file": "reference.tif", "crosswalk": "seven"},
+        "bootstrap": 200,
+        "unit": 16,
+    },
     "gate": {"better_than_product": False, "min_overall_accuracy": 0.2},
     "map": {"core": 64, "halo": 16, "shard": 128, "enhance": {"block": 64}},
     "publish": {"zooms": 2, "zoom_size": 32},

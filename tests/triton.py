@@ -29,13 +29,19 @@ def running_triton(
     options: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Iterator[TritonServer]:
-    """A server over ``repository``; the test is skipped only where there is no wheel."""
+    """A server over ``repository``; the test is skipped only where there is no wheel.
+
+    It is killed in the end: an orderly end takes seconds, and has tests of its own.
+    """
     try:
         wheel_folder()
     except ServingError as error:
         pytest.skip(f"{error}: no real Triton is tested")
     with TritonServer(repository, load=load, options=options, folder=folder) as server:
-        yield server
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 @pytest.fixture

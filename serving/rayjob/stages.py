@@ -10,8 +10,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from serving.rayjob.api import RayJobApi
-from serving.rayjob.launcher import run_rayjob
 from serving.rayjob.template import (
     PIPELINE_JOB,
     STAGES,
@@ -43,6 +41,10 @@ def launch_stage(job: Job, name: str, upstream: Sequence[Manifest]) -> None:
     folder = os.environ.get(TEMPLATES)
     if not folder or not _is_heavy(job, name) or not _is_next(job, name, upstream):
         return
+    # kubernetes takes a second to import, which every other step need not wait for
+    from serving.rayjob.api import RayJobApi
+    from serving.rayjob.launcher import run_rayjob
+
     order = order_for(job, name)
     manifest = filled(read_template(Path(folder), name), order, this_pod())
     place = order.spec_file

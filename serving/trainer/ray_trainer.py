@@ -29,15 +29,16 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from serving.ray_cluster import Cluster, connected
-from serving.trainer.failures import FailureRules, explain_loss
+from serving.trainer.failures import FailureRules, cause_of, explain_loss
 from serving.trainer.relay import Relay
+from serving.trainer.shared import marked
 from serving.trainer.worker import WorkerConfig, work
 from terrafine.errors import TerrafineError, TrainingError
 from terrafine.progress import replay, warn
 from terrafine.spec import TrainingSpec
 from terrafine.stages.fit import TrainingTask
 from terrafine.storage import Storage
-from terrafine.training import TrainingResult, check_workers, read_result
+from terrafine.training import TrainingResult, check_workers, patiently, read_result
 
 _SECONDS_BETWEEN_LOOKS = 0.3
 _PATIENCE = 60.0
@@ -84,14 +85,21 @@ class RayTrainer:
         """Train; go on where an earlier call with the same task and storage was stopped.
 
         Raises what the loop raises, as it raised it; TrainingError when more workers were lost
-        than ``training.max_failures``, or there are too few GPUs; StageError without a Ray.
+        than ``training.max_failures``, there are too few GPUs, or a machine does not reach the
+        task's storage; StageError without a Ray.
         """
-        scale = Scale.of(task.training)
+        scale, storage = Scale.of(task.training), Storage.at(task.storage)
         check_workers(scale.most, batch=task.training.batch, chips=len(task.train))
-        with connected(cpus=scale.cpus_here) as cluster, tempfile.TemporaryDirectory() as scratch:
+        with (
+            connected(cpus=scale.cpus_here) as cluster,
+            tempfile.TemporaryDirectory() as scratch,
+            marked(storage) as mark,
+        ):
             gpus = _takes_gpus(task.training, scale, cluster)
             relay = Relay.start()
-            config = WorkerConfig(task=_placed(task, gpus=gpus).model_dump_json(), relay=relay)
+            config = WorkerConfig(
+                task=_placed(task, gpus=gpus).model_dump_json(), mark=mark, relay=relay
+            )
             trainer = TorchTrainer(
                 cast(Callable[[dict[str, Any]], None], work),
                 train_loop_config=dict(config),
@@ -110,27 +118,27 @@ class RayTrainer:
                 raise _unwrapped(error, cluster) from error
             except WorkerGroupError as error:
                 raise _given_up(error, task, cluster) from error
-        result = read_result(Storage.at(task.storage))
-        if result is None or len(result.history) < task.epochs:
-            raise TrainingError(
-                f"{task.storage}: the workers finished, but their last checkpoint is not there; "
-                "give training.storage a place that all machines reach"
-            )
-        return result
+        return _result(storage, task.epochs)
 
 
 def _takes_gpus(spec: TrainingSpec, scale: Scale, cluster: Cluster) -> bool:
     if spec.device == "cpu":
         return False
     present = cluster.count("GPU")
+    gpus = spec.device == "cuda" or present > 0
     # a cluster may still grow, this machine does not
-    if scale.least > present and cluster.private and (present or spec.device == "cuda"):
+    if gpus and scale.least > present and cluster.private:
         raise TrainingError(
             f"training.workers asks for {scale.least} workers with a GPU each, but this machine "
             f"has {present}; lower training.workers, set training.device to cpu, or name a Ray "
             "cluster in RAY_ADDRESS"
         )
-    return spec.device == "cuda" or present >= scale.least
+    if not gpus and not cluster.private:
+        warn(
+            "the Ray cluster has no GPU now, so that its processors train; set training.device to "
+            "cuda to wait for GPUs, or to cpu where this is meant"
+        )
+    return gpus
 
 
 def _placed(task: TrainingTask, *, gpus: bool) -> TrainingTask:
@@ -179,6 +187,22 @@ def _carry_out(trainer: TorchTrainer, done: Future[Result]) -> None:
         done.set_exception(error)
 
 
+def _result(storage: Storage, epochs: int) -> TrainingResult:
+    """What the workers left, of all epochs; TrainingError where it does not appear here."""
+
+    def finished() -> TrainingResult | None:
+        result = read_result(storage)
+        return result if result is not None and len(result.history) >= epochs else None
+
+    result = patiently(finished)
+    if result is None:
+        raise TrainingError(
+            f"{storage}: the workers finished, but their last checkpoint is not there; give "
+            "training.storage a place that all machines reach"
+        )
+    return result
+
+
 def _unwrapped(error: ControllerError, cluster: Cluster) -> TerrafineError:
     cause = error.controller_failure
     if isinstance(cause, TerrafineError):
@@ -190,7 +214,10 @@ def _unwrapped(error: ControllerError, cluster: Cluster) -> TerrafineError:
     )
 
 
-def _given_up(error: WorkerGroupError, task: TrainingTask, cluster: Cluster) -> TrainingError:
+def _given_up(error: WorkerGroupError, task: TrainingTask, cluster: Cluster) -> TerrafineError:
+    _, last = cause_of(error.worker_failures)
+    if isinstance(last, TerrafineError):
+        return last
     cluster.keep_logs = True
     return TrainingError(
         f"{explain_loss(error.worker_failures)}, and training.max_failures "

@@ -25,6 +25,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._bar: Event | None = None
         self._told: list[Event] = []
+        self._workers = 0
 
     def put(self, event: Event) -> None:
         """Take an event from a worker."""
@@ -32,6 +33,17 @@ class Mailbox:
             self._bar = event
         else:
             self._told.append(event)
+
+    def began(self, workers: int) -> None:
+        """A group of so many workers began; it is told where the one before had another number."""
+        if self._workers not in (0, workers):
+            self._told.append(
+                {
+                    "warning": f"{workers} workers go on from the last checkpoint, where there "
+                    f"were {self._workers} before"
+                }
+            )
+        self._workers = workers
 
     def take(self) -> list[Event]:
         """What came in since the last time: first what was said, then the bar."""
@@ -48,13 +60,20 @@ class Relay:
 
     @classmethod
     def start(cls) -> Relay:
-        """A new one on the connected cluster, which takes no processor of its own."""
-        actor = ray.remote(num_cpus=0)(Mailbox).remote()
+        """A new one on the connected cluster, which takes no processor of its own.
+
+        Where its machine is lost it starts anew on another one, empty.
+        """
+        actor = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
         return cls(cast(ActorHandle[Mailbox], actor))
 
     def send(self, event: Event) -> None:
         """Hand over an event, which is not waited for: nobody need watch for work to go on."""
         self.actor.put.remote(event)
+
+    def began(self, workers: int) -> None:
+        """Tell of a group that begins, which is not waited for."""
+        self.actor.began.remote(workers)
 
     def sender(self) -> Send:
         """For :func:`terrafine.progress.forwarded`; drops states of a bar that nobody would see."""

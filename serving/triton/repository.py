@@ -41,8 +41,7 @@ from serving.triton.lock import LEASE, LockedError, locked
 from terrafine.errors import ModelError, ServingError, StorageError
 from terrafine.export import Prediction, Release, ReleaseInfo
 from terrafine.export.release import CANARY, DESCRIPTION, parse_canary, parse_release
-from terrafine.export.session import UInt16Array
-from terrafine.export.variants import Variant
+from terrafine.export.session import UInt16Array, Variant
 from terrafine.spec import ServeSpec
 from terrafine.storage import Storage
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array, csr_array
+from scipy.special import ndtr, stdtrit
 
 from terrafine.accuracy.confusion import FloatArray, Int64Array
 from terrafine.accuracy.samples import Samples
@@ -86,11 +87,17 @@ def resample(stack: UnitStack, resamples: int, seed: int) -> FloatArray:
     return out
 
 
-def percentile_interval(values: FloatArray, confidence: float) -> tuple[float, float]:
-    """Percentile interval of the values that are defined."""
+def percentile_interval(values: FloatArray, confidence: float, units: int) -> tuple[float, float]:
+    """Expanded percentile interval of the values that are defined, of resamples of ``units`` units.
+
+    A resample spreads less than a new sample of ground would, by sqrt(1 - 1 / units), and few units
+    do not show the tails: the percentiles are those of Student's t instead of the normal
+    distribution (Hesterberg 2015, The American Statistician 69: 371). Of ten units plain
+    95 % percentiles hold the truth nine times in ten, of hundreds the two are alike.
+    """
     defined = values[~np.isnan(values)]
     if not defined.size:
         return math.nan, math.nan
-    tail = (1 - confidence) / 2
+    tail = ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 - confidence) / 2))
     low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)

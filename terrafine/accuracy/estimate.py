@@ -112,10 +112,11 @@ def estimate(
 ) -> Estimate:
     """Confusion matrix of ``samples.mapped`` and every figure with its percentile interval.
 
-    A resample in which a figure is undefined is left out of that figure's interval; with fewer
-    than two units there is no interval. Where a proportion is exactly 0 or 1 a bootstrap has no
-    spread and would claim certainty: its open end is then the exact binomial one (Clopper and
-    Pearson 1934) with units as trials. The same seed gives the same intervals.
+    Units are taken to be independent of each other. A resample in which a figure is undefined is
+    left out of that figure's interval; with fewer than two units there is no interval. Where a
+    proportion is exactly 0 or 1 a bootstrap has no spread and would claim certainty: its open end
+    is then the exact binomial one (Clopper and Pearson 1934) with units as trials. The same seed
+    gives the same intervals.
     """
     rows = class_indexes(samples.mapped, codes, what="the map")
     columns = class_indexes(samples.reference, codes, what="the reference")
@@ -126,7 +127,8 @@ def estimate(
 
     def figure(name: str, values: FloatArray, resampled: FloatArray, k: int | None) -> Figure:
         value = float(values if k is None else values[k])
-        low, high = percentile_interval(resampled if k is None else resampled[:, k], confidence)
+        drawn_values = resampled if k is None else resampled[:, k]
+        low, high = percentile_interval(drawn_values, confidence, stack.units)
         shared = _denominator(name, k, size)
         if shared is not None and stack.units > 1 and value in (0.0, 1.0):
             low, high = _exact_interval(name, value, stack.units_with(shared), 1 - confidence)
@@ -174,7 +176,8 @@ def compare(
     compared = int(samples.counts[both].sum())
     drawn = resample(stack, resamples, seed)
     with np.errstate(invalid="ignore"):
-        low, high = percentile_interval((drawn[:, 2] - drawn[:, 0]) / drawn.sum(1), confidence)
+        differences = (drawn[:, 2] - drawn[:, 0]) / drawn.sum(1)
+    low, high = percentile_interval(differences, confidence, stack.units)
     balance = stack.cells @ np.array([-1, 0, 1])
     for_first, for_second = (int(stack.multiplicity[s].sum()) for s in (balance > 0, balance < 0))
     return PairedComparison(

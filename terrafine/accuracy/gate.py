@@ -152,7 +152,7 @@ def _conditions(spec: GateSpec, report: AccuracyReport) -> Iterator[RuleResult]:
         str(report.units),
         report.units >= spec.min_units,
         f"{report.units} independent units are too few for a verdict; assess a larger area or "
-        "more points",
+        "more points, or hold out more blocks of the ground (chips.validation_fraction)",
     )
     share = report.unmapped_share
     yield _rule(

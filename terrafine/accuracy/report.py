@@ -277,8 +277,9 @@ def _method(found: Estimate, resamples: int, confidence: float, seed: int) -> st
         "neighbouring pixels are not independent"
     )
     return (
-        f"Intervals: percentile bootstrap, {resamples} resamples, {100 * confidence:g} %, seed "
-        f"{seed}; {units}. A share of exactly 0 or 1 has the exact binomial bound instead. "
+        f"Intervals: expanded percentile bootstrap, {resamples} resamples, "
+        f"{100 * confidence:g} %, seed {seed}; {units}. A share of exactly 0 or 1 has "
+        "the exact binomial bound instead. "
         "Undefined figures (a class never mapped, or absent from the reference) are left out "
         "of the means."
     )

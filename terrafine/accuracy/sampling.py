@@ -66,14 +66,15 @@ def sample(
     windows: Sequence[Window],
     reference: RasterReference | PointReference,
     *,
-    unit: int = 16,
+    unit: int,
     read_other: ReadMap | None = None,
 ) -> Samples:
     """Samples of a map inside ``windows`` of ``grid``, and of a second map at the same places.
 
     Points: each is one sample and its own unit, numbered as they are listed; the map's class is
     that of the pixel that holds the point. Raster: every pixel with a reference class is a
-    sample, and the units are blocks of ``unit`` x ``unit`` pixels of the global grid.
+    sample, and the units are blocks of ``unit`` x ``unit`` pixels of the global grid, no smaller
+    than what was held out at once (:meth:`terrafine.spec.AssessSpec.unit_of`).
     AccuracyError when windows overlap, since a pixel would count twice. The result is empty when
     no reference lies in the windows.
     """

@@ -12,7 +12,7 @@ import zarr
 from pydantic import ValidationError
 from zarr.storage import ObjectStore
 
-from terrafine.chips.layout import SHARDS, TABLE, StoreInfo, ZoneGrid, create_arrays
+from terrafine.chips.layout import DTYPES, SHARDS, TABLE, StoreInfo, ZoneGrid, create_arrays
 from terrafine.chips.plan import RECORDS, BuildPlan, record_name
 from terrafine.chips.record import ChipRecord, GroupRecord
 from terrafine.chips.runner import BuildRunner, in_turn
@@ -33,6 +33,7 @@ from terrafine.storage import Storage
 
 # Says of a place that a chip store is being built there, and from what.
 _PLAN = "building.json"
+_NO_PLAN = b"{}"
 _FINISHED = {"zarr.json", TABLE, SHARDS}
 _READERS = 16
 
@@ -50,25 +51,31 @@ def build_chips(
     A chip is kept when at most ``chips.max_missing`` of its pixels lack image or label; where the
     image is missing the label is 0. The work is done group by group, wherever ``runner`` has it
     done; the store's bytes do not depend on that. A store cannot be opened before it is whole; a
-    build that was killed, or ran out of space, goes on where it was when it is started again.
-    An earlier chip store in the place is replaced.
+    build that was killed, ran out of space or could not read the imagery goes on where it was when
+    it is started again. An earlier chip store in the place is replaced.
 
-    RasterError / LegendError for the inputs, ChipStoreError when a scene holds no valid pixel, no
-    chip can be kept, the chips cannot be split, or something else is in the place: nothing is left
-    then. StorageError when it cannot be written.
+    RasterError when imagery or product cannot be read (now): what is finished is kept. LegendError
+    for the product's codes, ChipStoreError when a scene holds no valid pixel, no chip can be kept,
+    the chips cannot be split, or something else is in the place: nothing is left then.
+    StorageError when it cannot be written.
     """
     check_overlap(labels, mosaics.values())
     storage = location if isinstance(location, Storage) else Storage.at(location)
     plan = BuildPlan.of(storage, spec, mosaics, labels)
     done = _begin(plan)
     try:
-        records = _build(plan, done, runner)
-        _require_valid_scenes(mosaics, {n for r in records for n in r.seen}, spec.chips.size)
-        _finish(plan, records)
-    except (RasterError, LegendError, ChipStoreError):
-        # with other inputs it would be another store, so there is nothing to go on from
-        storage.clear()
+        if not _is_whole(storage):
+            records = _build(plan, done, runner)
+            _require_valid_scenes(mosaics, {n for r in records for n in r.seen}, spec.chips.size)
+            _finish(plan, records)
+    except (RasterError, LegendError, ChipStoreError) as error:
+        # with other inputs it would be another store; what cannot be read now may be later
+        if not (isinstance(error, RasterError) and storage.names(RECORDS)):
+            _clear(storage)
+            storage.clear()
         raise
+    storage.clear(RECORDS)
+    storage.delete([_PLAN])
     return open_chips(storage)
 
 
@@ -83,7 +90,7 @@ def _begin(plan: BuildPlan) -> dict[int, GroupRecord]:
         return _records(plan, present)
     if present and mark is None and not present.keys() >= _FINISHED:
         raise ChipStoreError(f"{storage}: is there and is no chip store; choose another folder")
-    storage.clear()
+    _clear(storage)
     with storage.explained("write"):
         create_arrays(
             storage,
@@ -93,6 +100,20 @@ def _begin(plan: BuildPlan) -> dict[int, GroupRecord]:
         )
     storage.write(_PLAN, stamp)
     return {}
+
+
+def _clear(storage: Storage) -> None:
+    """Remove all but a mark of no plan, by which the next run knows what a kill leaves here."""
+    storage.write(_PLAN, _NO_PLAN)
+    for folder in (*DTYPES, RECORDS):
+        storage.clear(folder)
+    storage.delete(name for name in storage.names() if name != _PLAN)
+
+
+def _is_whole(storage: Storage) -> bool:
+    """Whether the attributes, which are written last of all, are there."""
+    with storage.explained("read"):
+        return bool(zarr.open_group(ObjectStore(storage.store), mode="r").attrs)
 
 
 def _records(plan: BuildPlan, present: Mapping[str, int]) -> dict[int, GroupRecord]:
@@ -155,8 +176,6 @@ def _finish(plan: BuildPlan, records: Sequence[GroupRecord]) -> None:
     with storage.explained("write"):
         root = zarr.open_group(ObjectStore(storage.store), mode="r+")
         root.attrs.put(info.model_dump(mode="json", by_alias=True))
-    storage.clear(RECORDS)
-    storage.delete([_PLAN])
 
 
 def _info(plan: BuildPlan, chips: Sequence[ChipRecord], table: bytes, shards: bytes) -> StoreInfo:

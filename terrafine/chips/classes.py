@@ -11,10 +11,15 @@ import numpy.typing as npt
 from terrafine.errors import ChipStoreError
 from terrafine.legend import Legend
 from terrafine.progress import warn
+from terrafine.storage import Storage
 
 
 class Labelled(Protocol):
     """What is needed of a chip store."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where it is."""
 
     @property
     def legend(self) -> Legend:
@@ -38,9 +43,10 @@ def require_classes(store: Labelled, train: Sequence[int], validation: Sequence[
     if absent:
         share = shares_NK[list(validation)][:, ~trained_K & held_K].mean(axis=0).max()
         raise ChipStoreError(
-            f"no training chip has class {', '.join(absent)}, which validation chips have "
-            f"({share:.2g} of their pixels); choose a smaller chips.block or another seed so that "
-            "both sides get it, lower filter.min_agreement, or map it to 0 in labels.crosswalk"
+            f"{store.storage}: no training chip has class {', '.join(absent)}, which validation "
+            f"chips have ({share:.2g} of their pixels); choose a smaller chips.block or another "
+            "seed so that both sides get it, lower filter.min_agreement, or map it to 0 in "
+            "labels.crosswalk"
         )
     unseen = names[~trained_K & ~held_K].tolist()
     if unseen:

@@ -100,9 +100,8 @@ def create_arrays(storage: Storage, *, slots: int, bands: int, size: int) -> Non
         )
 
 
-def open_arrays(storage: Storage, mode: Literal["r", "r+"]) -> dict[str, zarr.Array[Any]]:
-    """The arrays for reading or for writing."""
-    root = zarr.open_group(ObjectStore(storage.store, read_only=mode == "r"), mode=mode)
+def open_arrays(root: zarr.Group) -> dict[str, zarr.Array[Any]]:
+    """The arrays of a store's root group."""
     arrays = {}
     for name in DTYPES:
         array = root[name]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import zarr
+from zarr.storage import ObjectStore
 
 import terrafine
 from terrafine.chips.layout import CHIPS_PER_SHARD, open_arrays, shard_name
@@ -134,7 +136,7 @@ class BuildPlan:
         """Bytes of the two shards by name."""
         slots = slice(group * CHIPS_PER_SHARD, (group + 1) * CHIPS_PER_SHARD)
         with self.storage.explained("write"):
-            arrays = open_arrays(self.storage, "r+")
+            arrays = open_arrays(zarr.open_group(ObjectStore(self.storage.store), mode="r+"))
             arrays["image"][slots] = image_NCHW
             arrays["label"][slots] = label_NHW
         names = (shard_name("image", group), shard_name("label", group))

@@ -7,10 +7,15 @@ A group is a whole shard of the store and the same bytes whoever builds it. An e
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol
 
 from terrafine.chips.record import GroupRecord
+from terrafine.errors import StageError
 
 BuildGroup = Callable[[int], GroupRecord]
 
@@ -45,11 +50,23 @@ def in_turn(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
 
 
 def in_processes(build: BuildGroup, groups: Sequence[int], workers: int) -> Iterator[GroupRecord]:
-    """Several groups at once, each process with the plan in its memory."""
+    """Several groups at once, each process with the plan in its memory.
+
+    What a group raises is raised here as it is; StageError when a process dies.
+    """
     # spawned, because neither GDAL's open files nor obstore's threads outlive a fork
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(groups) or 1), _adopt, (build,)) as pool:
-        yield from pool.imap_unordered(_build, groups)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(groups) or 1), spawn, _adopt, (build,))
+    try:
+        for task in as_completed([pool.submit(_build, group) for group in groups]):
+            yield task.result()
+    except BrokenProcessPool as error:
+        raise StageError(
+            f"label: one of {workers} processes that cut chips died, probably out of memory; lower "
+            "chips.workers and run the same command again to go on"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _adopted: list[BuildGroup] = []
@@ -57,6 +74,15 @@ _adopted: list[BuildGroup] = []
 
 def _adopt(build: BuildGroup) -> None:
     _adopted[:] = [build]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """One whose parent was killed would wait for groups for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _build(group: int) -> GroupRecord:

@@ -18,10 +18,13 @@ import numpy.typing as npt
 import zarr
 from pyarrow import ArrowException
 from pydantic import TypeAdapter, ValidationError
-from zarr.storage import ObjectStore
+from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
+from zarr.storage import MemoryStore
 
 from terrafine.chips.layout import (
     DAMAGE,
+    DTYPES,
     SHARDS,
     TABLE,
     StoreInfo,
@@ -31,7 +34,7 @@ from terrafine.chips.layout import (
     shard_name,
 )
 from terrafine.chips.shards import ShardReader
-from terrafine.errors import ChipStoreError
+from terrafine.errors import ChipStoreError, StorageError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import Legend, UInt8Array
 from terrafine.raster import UInt16Array
@@ -39,6 +42,7 @@ from terrafine.storage import Storage
 
 IntArray = npt.NDArray[np.intp]
 
+_METADATA = ("zarr.json", *(f"{name}/zarr.json" for name in DTYPES))
 _SIZES = TypeAdapter(dict[str, int])
 _AGAIN = "delete it and run `terrafine label SPEC` again"
 
@@ -100,7 +104,8 @@ class ChipStore:
     def crop(self, index: int, row: int, col: int, size: int) -> tuple[UInt16Array, UInt8Array]:
         """(image_CHW uint16, label_HW uint8 codes) of a square inside a chip.
 
-        Reads only the chunks it touches. ChipStoreError when they are damaged.
+        Reads only the chunks it touches. ChipStoreError when they are damaged, StorageError when
+        they cannot be fetched.
         """
         if not (0 <= row <= self.size - size and 0 <= col <= self.size - size):
             raise ValueError(f"crop of {size} at {row}, {col} leaves the chip of {self.size}")
@@ -162,6 +167,8 @@ class ChipStore:
     def _pixels(self, name: str, index: int, part: tuple[slice, slice]) -> npt.NDArray[Any]:
         try:
             return self.shards.read(name, int(self.positions[index]), *part)
+        except StorageError:  # which says nothing of the store itself
+            raise
         except DAMAGE as error:
             raise ChipStoreError(
                 f"{self.storage}: {name} of chip {self.name(index)} cannot be read ({error}); "
@@ -184,17 +191,18 @@ def open_chips(location: str | Path | Storage) -> ChipStore:
     """
     storage = location if isinstance(location, Storage) else Storage.at(location)
     here = storage.path is None or storage.path.is_dir()
-    found = {name: storage.read(name) for name in ("zarr.json", TABLE, SHARDS)} if here else {}
-    root, table, shards = (found.get(name) for name in ("zarr.json", TABLE, SHARDS))
-    if root is None or table is None or shards is None:
+    found = {name: storage.read(name) for name in (*_METADATA, TABLE, SHARDS)} if here else {}
+    metadata = {n: data for n in _METADATA if (data := found.get(n)) is not None}
+    table, shards = found.get(TABLE), found.get(SHARDS)
+    if "zarr.json" not in metadata or table is None or shards is None:
         raise ChipStoreError(
             f"{storage}: no chip store here, or its building has not come to an end; run "
             "`terrafine label SPEC` first"
         )
     try:
-        group = zarr.open_group(ObjectStore(storage.store, read_only=True), mode="r")
+        group = _group(metadata)
         info = StoreInfo.model_validate(dict(group.attrs))
-        arrays = open_arrays(storage, "r")
+        arrays = open_arrays(group)
         store = _store(storage, info, table, shards)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -209,6 +217,12 @@ def open_chips(location: str | Path | Storage) -> ChipStore:
     require_arrays(storage, arrays.items(), info)
     _require_complete(store)
     return store
+
+
+def _group(metadata: Mapping[str, bytes]) -> zarr.Group:
+    """What zarr reads in metadata that were fetched before: what it says is of them alone."""
+    objects: dict[str, Buffer] = {n: cpu.Buffer.from_bytes(d) for n, d in metadata.items()}
+    return zarr.open_group(MemoryStore(objects, read_only=True), mode="r")
 
 
 def _store(storage: Storage, info: StoreInfo, table: bytes, shards: bytes) -> ChipStore:

@@ -46,7 +46,12 @@ def command(
     class_column: Annotated[str, typer.Option(help="of a vector reference")] = "class",
     reference_crs: Annotated[str | None, typer.Option(help="overrides what the file says")] = None,
     ref: Annotated[str, typer.Option(help="release or run of a map store")] = "main",
-    unit: Annotated[int, typer.Option(min=1, help="pixels a side of resampled blocks")] = 16,
+    unit: Annotated[
+        int,
+        typer.Option(
+            min=1, help="pixels a side of resampled blocks, no smaller than errors are alike"
+        ),
+    ] = 256,
     bootstrap: Annotated[int, typer.Option(min=100, help="resamples")] = 1000,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999)] = 0.95,
     seed: int = 0,

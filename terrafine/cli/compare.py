@@ -68,8 +68,9 @@ def compare(
     that it sets otherwise}}`, or `search: {axis: {name: {keys}}}` for every combination; the first
     variant is the one compared with), or an ordinary spec: then the networks, the norm, the
     impervious weight and the filter of Dong et al. 2020 are varied one at a time, with `--search`
-    the stem strides and the pruning. Tables, JSON and a chart go to WORKDIR/compare/<name of
-    FILE>. A cell that fails is reported, the others go on, and the exit code is 1.
+    the stem strides and the pruning. Tables, JSON and a chart go to
+    `WORKDIR/compare/<name of FILE>`. A cell that fails is reported, the others go on, and the exit
+    code is 1.
 
     `--speed` runs each variant's exported network on this machine, in turns, by the engine that
     the spec's map.predictor names. It says which is the fastest within 0.5 points of accuracy of

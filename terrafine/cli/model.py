@@ -23,8 +23,8 @@ def info(
     arch: Annotated[
         str,
         typer.Option(
-            help="hrnet_w<width of the finest branch>, unet_w<width of the finest level> or "
-            "fcdensenet64_k<growth>"
+            help="`hrnet_w<width of the finest branch>`, `unet_w<width of the finest level>` or "
+            "`fcdensenet64_k<growth>`"
         ),
     ] = "hrnet_w24",
     bands: Annotated[int, typer.Option(min=1, help="input bands")] = 4,

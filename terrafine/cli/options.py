@@ -20,6 +20,6 @@ DataOption = Annotated[
 ]
 WorkdirOption = Annotated[
     Path | None,
-    typer.Option("--workdir", "-w", help="folder for results; default: runs/<name of the spec>"),
+    typer.Option("--workdir", "-w", help="folder for results; default: `runs/<name of the spec>`"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]

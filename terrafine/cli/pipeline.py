@@ -58,7 +58,8 @@ def compile_pipelines(
         bool,
         typer.Option(
             "--manifests",
-            help="also <pipeline>.manifests.yaml: Pipeline and PipelineVersion to `kubectl apply`",
+            help="also `<pipeline>.manifests.yaml`: Pipeline and PipelineVersion to "
+            "`kubectl apply`",
         ),
     ] = False,
     namespace: Annotated[

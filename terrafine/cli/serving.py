@@ -25,7 +25,7 @@ from terrafine import telemetry
 from terrafine.cli.options import DataOption, JsonOption, WorkdirOption
 from terrafine.errors import ServingError, SpecError, StageError, TerrafineError, explain
 from terrafine.export import Release, read_release
-from terrafine.export.variants import Variant
+from terrafine.export.session import Variant
 from terrafine.spec import ServeSpec
 from terrafine.spec_errors import explain_validation
 from terrafine.stages import ENGINE, Job, made_release, release_stage

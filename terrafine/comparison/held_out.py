@@ -1,6 +1,7 @@
-"""Samples of every cell of one seed, at the places that all of them held out.
+"""Samples of every cell of one seed, at the places where all of them were assessed.
 
-A pixel counts only where no cell was trained, so that all variants answer for the same samples.
+With ``assess.reference.region: validation`` a pixel counts only where no cell was trained; with
+``all`` wherever the map was assessed. Either way all variants answer for the same samples.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 
 from terrafine.accuracy import NearEdges, Samples, sample
 from terrafine.chips import open_chips
 from terrafine.comparison.run import CellOutcome
-from terrafine.errors import AccuracyError
 from terrafine.geometry import Window
 from terrafine.raster import ClassRaster, Mosaic, Points, open_class_raster, open_mosaics
 from terrafine.stages import Job, open_reference
@@ -39,41 +40,84 @@ class _Maps:
     windows: Mapping[str, list[Window]]
 
 
-def sample_pairs(
-    cells: Sequence[CellOutcome], first: str, *, near_edges: bool = False
-) -> dict[Pair, Zones]:
-    """Samples of each cell paired with the product and, where it is there, with variant ``first``.
+@dataclass(frozen=True)
+class Ground:
+    """Where the cells of one seed can be compared: in ``windows`` of each zone all ``maps`` were
+    assessed. ``apart``: variant -> why it shares no such place with the variants before it.
 
-    ``cells``: those of one seed that came to an end, at least one. ``near_edges``: only pixels
-    beside an edge of the reference, none where that is no raster. AccuracyError when they have no
-    place in common that they all held out, or lie on different grids.
+    ``base``: the job of the base spec, whose imagery, labels and reference hold for all.
     """
-    yardstick = cells[0].job
-    mosaics = open_mosaics(yardstick.spec.imagery, yardstick.data)
-    maps = [_maps(cell, mosaics) for cell in cells]
-    common = {zone: _common([m.windows[zone] for m in maps]) for zone in mosaics}
-    if not any(common.values()):
-        raise AccuracyError(
-            f"{', '.join(str(cell.cell) for cell in cells)}: no pixel was held out from the "
-            "training of all of them; give them the same chips.size and chips.block"
-        )
-    labels = open_class_raster(
-        yardstick.spec.label_product, yardstick.spec.resolve_legend(), yardstick.data
-    )
-    product = _Maps(PRODUCT, lambda mosaic: partial(labels.read, mosaic.grid), {})
-    reference = open_reference(yardstick.spec, yardstick.data)
-    if near_edges and not isinstance(reference, ClassRaster):
-        return {}
-    others = [product, *(m for m in maps if m.name == first)]
-    return {
-        (one.name, other.name): {
-            zone: _sample(yardstick, mosaics[zone], windows, reference, one, other, near_edges)
-            for zone, windows in common.items()
+
+    base: Job
+    mosaics: Mapping[str, Mosaic]
+    maps: tuple[_Maps, ...]
+    windows: Mapping[str, list[Window]]
+    apart: Mapping[str, str]
+
+    @classmethod
+    def of(cls, base: Job, cells: Sequence[CellOutcome]) -> Self:
+        """Of cells of one seed that came to an end, at least one."""
+        mosaics = open_mosaics(base.spec.imagery, base.data)
+        maps: list[_Maps] = []
+        windows: dict[str, list[Window]] = {}
+        apart = {}
+        for own in map(_maps, cells):
+            shared = {
+                zone: _common(windows.get(zone, []) if maps else found, found)
+                for zone, found in own.windows.items()
+            }
+            if any(shared.values()):
+                maps, windows = [*maps, own], shared
+            else:
+                others = ", ".join(m.name for m in maps)
+                apart[own.name] = (
+                    f"no place where it was assessed is one where {others} were; give all variants "
+                    "the same chips and map.region"
+                    if maps
+                    else "it was assessed nowhere: no chip was held out"
+                )
+        return cls(base, mosaics, tuple(maps), windows, apart)
+
+    def pairs(self, first: str, *, near_edges: bool = False) -> dict[Pair, Zones]:
+        """Samples of each map paired with the label product and, where it is there, with that of
+        variant ``first``.
+
+        ``near_edges``: only pixels beside an edge of the reference, none where that is no raster.
+        """
+        spec, data = self.base.spec, self.base.data
+        reference = open_reference(spec, data)
+        if near_edges and not isinstance(reference, ClassRaster):
+            return {}
+        labels = open_class_raster(spec.label_product, spec.resolve_legend(), data)
+        product = _Maps(PRODUCT, lambda mosaic: partial(labels.read, mosaic.grid), {})
+        others = [product, *(m for m in self.maps if m.name == first)]
+        return {
+            (one.name, other.name): {
+                zone: self._sample(self.mosaics[zone], windows, reference, one, other, near_edges)
+                for zone, windows in self.windows.items()
+            }
+            for one in self.maps
+            for other in others
+            if one is not other
         }
-        for one in maps
-        for other in others
-        if one is not other
-    }
+
+    def _sample(
+        self,
+        mosaic: Mosaic,
+        windows: Sequence[Window],
+        reference: Reference,
+        one: _Maps,
+        other: _Maps,
+        near_edges: bool,
+    ) -> Samples:
+        return sample(
+            one.read(mosaic),
+            mosaic.grid,
+            windows,
+            _imaged(reference, mosaic, near_edges),
+            unit=self.base.spec.assessment.unit_of(self.base.spec.chips),
+            read_other=other.read(mosaic),
+        )
 
 
 def pooled(parts: Iterable[Zones]) -> Samples:
@@ -98,39 +142,17 @@ def _joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def _maps(outcome: CellOutcome, mosaics: Mapping[str, Mosaic]) -> _Maps:
+def _maps(outcome: CellOutcome) -> _Maps:
     job, stages = outcome.job, outcome.stages
-    own = open_mosaics(job.spec.imagery, job.data)
-    if {z: m.grid for z, m in own.items()} != {z: m.grid for z, m in mosaics.items()}:
-        raise AccuracyError(
-            f"{outcome.cell}: its imagery lies on another grid than that of the variants before "
-            "it, so that they have no samples in common; compare variants of the same scenes"
-        )
     store = open_chips(chips_place(job, stages["label"]))
     held_out = HeldOutMap(job.output(stages["assess"], "held_out"))
     return _Maps(
         outcome.cell.variant,
         lambda mosaic: partial(held_out.read, mosaic.zone),
-        {zone: assessed_windows(job.spec, store, mosaic) for zone, mosaic in own.items()},
-    )
-
-
-def _sample(
-    job: Job,
-    mosaic: Mosaic,
-    windows: Sequence[Window],
-    reference: Reference,
-    one: _Maps,
-    other: _Maps,
-    near_edges: bool,
-) -> Samples:
-    return sample(
-        one.read(mosaic),
-        mosaic.grid,
-        windows,
-        _imaged(reference, mosaic, near_edges),
-        unit=job.spec.assessment.unit,
-        read_other=other.read(mosaic),
+        {
+            zone: assessed_windows(job.spec, store, mosaic)
+            for zone, mosaic in open_mosaics(job.spec.imagery, job.data).items()
+        },
     )
 
 
@@ -143,13 +165,9 @@ def _imaged(
     return NearEdges(imaged) if near_edges else imaged
 
 
-def _common(windows: Sequence[list[Window]]) -> list[Window]:
-    """The parts of windows that lie in one of every list."""
-    shared, *rest = windows
-    for others in rest:
-        if set(others) != set(shared):
-            shared = list(_overlaps(shared, others))
-    return sorted(shared)
+def _common(first: Sequence[Window], second: Sequence[Window]) -> list[Window]:
+    """The parts of windows that lie in one of both."""
+    return sorted(first if set(first) == set(second) else _overlaps(first, second))
 
 
 def _overlaps(first: Sequence[Window], second: Sequence[Window]) -> Iterator[Window]:

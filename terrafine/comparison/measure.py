@@ -7,17 +7,18 @@ one unit of the bootstrap, since it says nothing new each time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
 import terrafine
 from terrafine.accuracy import AccuracyReport, PairedComparison
-from terrafine.comparison.held_out import PRODUCT, Pair, Zones, pooled, sample_pairs
+from terrafine.comparison.held_out import PRODUCT, Ground, Pair, Zones, pooled
 from terrafine.comparison.plan import Plan
 from terrafine.comparison.run import CellOutcome
 from terrafine.export import read_info
 from terrafine.models import describe_spec
+from terrafine.spec import Region
 from terrafine.stages import Job, Manifest
 from terrafine.stages.assess import paired, report
 
@@ -45,7 +46,8 @@ class Row(Frozen):
 
     ``report``: of all its finished seeds together, as are ``against_product`` and, of the seeds
     that the first variant finished too, ``against_first``; ``at_edges``: of the pixels beside an
-    edge of a raster reference; ``accuracy_by_seed``: overall accuracy;
+    edge of a raster reference; ``accuracy_by_seed``: overall accuracy, and
+    ``over_first_by_seed`` what it is above the first variant's;
     ``models``: seed -> digest of the model; ``seconds_per_megapixel``: of inference, where it was
     measured; ``train_seconds`` and ``preliminary_seconds``: means
     over the seeds of the two trainings; ``errors``: seed -> why a cell came to nothing.
@@ -58,6 +60,7 @@ class Row(Frozen):
     against_product: PairedComparison | None
     against_first: PairedComparison | None
     accuracy_by_seed: dict[int, float | None]
+    over_first_by_seed: dict[int, float | None]
     models: dict[int, str]
     train_seconds: float | None
     preliminary_seconds: float | None
@@ -66,13 +69,15 @@ class Row(Frozen):
 
 
 class Comparison(Frozen):
-    """All variants of a comparison; ``product``: the label product on the first one's samples, and
-    ``product_at_edges`` on those of them beside an edge."""
+    """All variants of a comparison; ``product``: the base's label product on their samples, and
+    ``product_at_edges`` on those of them beside an edge; ``region``: the base's, of the reference.
+    """
 
     name: str
     base: str
     terrafine: str
     seeds: tuple[int, ...]
+    region: Region
     product: AccuracyReport | None
     product_at_edges: AccuracyReport | None
     rows: tuple[Row, ...]
@@ -89,7 +94,7 @@ class _Pools:
 
     by_pair: Mapping[Pair, Mapping[int, Zones]]
     job: Job
-    """any: all assess alike"""
+    """of the base"""
 
     def seeds(self, pair: Pair) -> Mapping[int, Zones]:
         return self.by_pair.get(pair, {})
@@ -112,20 +117,33 @@ class _Pools:
             for seed, zones in self.seeds(pair).items()
         }
 
+    def difference_by_seed(self, pair: Pair) -> dict[int, float | None]:
+        return {
+            seed: paired(self.job, pooled([zones]), *pair).difference.value
+            for seed, zones in self.seeds(pair).items()
+        }
+
 
 def measure(plan: Plan, outcomes: Sequence[CellOutcome]) -> Comparison:
     """Compare what the cells wrote down; nothing is trained or mapped.
 
-    AccuracyError when the cells of a seed have no place in common that they all held out.
+    A cell that was assessed at no place where those before it were counts as failed.
     """
-    first = plan.variants[0]
-    pools, edges = (_pools(plan, outcomes, first, near_edges=near) for near in (False, True))
+    first, base = plan.variants[0], replace(outcomes[0].job, spec=plan.base)
+    grounds = {}
+    for seed in plan.seeds:
+        done = [o for o in outcomes if o.cell.seed == seed and o.error is None]
+        if done:
+            grounds[seed] = Ground.of(base, done)
+    outcomes = [_apart(o, grounds) for o in outcomes]
+    pools, edges = (_pools(base, grounds, first, near_edges=near) for near in (False, True))
     measured = [v for v in plan.variants if (v, PRODUCT) in pools.by_pair]
     return Comparison(
         name=plan.name,
         base=plan.base.name,
         terrafine=terrafine.__version__,
         seeds=plan.seeds,
+        region=plan.base.assessment.reference.region,
         product=pools.report_of_other((measured[0], PRODUCT)) if measured else None,
         product_at_edges=edges.report_of_other((measured[0], PRODUCT)) if measured else None,
         rows=tuple(
@@ -135,14 +153,19 @@ def measure(plan: Plan, outcomes: Sequence[CellOutcome]) -> Comparison:
     )
 
 
-def _pools(plan: Plan, outcomes: Sequence[CellOutcome], first: str, *, near_edges: bool) -> _Pools:
+def _apart(outcome: CellOutcome, grounds: Mapping[int, Ground]) -> CellOutcome:
+    """The cell, failed where it has no ground in common with the others of its seed."""
+    if outcome.error is not None:
+        return outcome
+    return replace(outcome, error=grounds[outcome.cell.seed].apart.get(outcome.cell.variant))
+
+
+def _pools(base: Job, grounds: Mapping[int, Ground], first: str, *, near_edges: bool) -> _Pools:
     by_pair: dict[Pair, dict[int, Zones]] = {}
-    for seed in plan.seeds:
-        done = [o for o in outcomes if o.cell.seed == seed and o.error is None]
-        found = sample_pairs(done, first, near_edges=near_edges) if done else {}
-        for pair, zones in found.items():
+    for seed, ground in grounds.items():
+        for pair, zones in ground.pairs(first, near_edges=near_edges).items():
             by_pair.setdefault(pair, {})[seed] = zones
-    return _Pools(by_pair, outcomes[0].job)
+    return _Pools(by_pair, base)
 
 
 def _row(outcomes: Sequence[CellOutcome], pools: _Pools, edges: _Pools, first: str) -> Row:
@@ -157,6 +180,7 @@ def _row(outcomes: Sequence[CellOutcome], pools: _Pools, edges: _Pools, first: s
         against_product=pools.paired(with_product),
         against_first=pools.paired((cell.variant, first)),
         accuracy_by_seed=pools.accuracy_by_seed(with_product),
+        over_first_by_seed=pools.difference_by_seed((cell.variant, first)),
         models={o.cell.seed: str(o.stages["assess"].metrics["model"]) for o in done},
         train_seconds=_mean_seconds([o.stages["train"] for o in done]),
         preliminary_seconds=_mean_seconds([o.stages["train-preliminary"] for o in done]),

@@ -145,20 +145,26 @@ def _plan(
     for variant, override in changes.items():
         if "seed" in (override or {}):
             raise SpecError(f"{file}: variant {variant}: seed is set by `seeds`, for all variants")
-    _require_one_yardstick(file, cells)
+    _require_one_yardstick(file, base, cells)
     return Plan(name, base, spec_file, cells)
 
 
-def _require_one_yardstick(file: Path, cells: tuple[Cell, ...]) -> None:
-    """All variants are measured in the same way, or their figures mean different things."""
-    first = cells[0]
+def _require_one_yardstick(file: Path, base: MapSpec, cells: tuple[Cell, ...]) -> None:
+    """All variants are measured as the base says, or their figures mean different things."""
     for cell in cells:
         for key in ("assess", "legend"):
-            if getattr(cell.spec, key) != getattr(first.spec, key):
+            if getattr(cell.spec, key) != getattr(base, key):
                 raise SpecError(
-                    f"{file}: variant {cell.variant} has another `{key}` than {first.variant}; "
+                    f"{file}: variant {cell.variant} has another `{key}` than the base; "
                     "variants are compared on the same reference samples: change it in the base"
                 )
+        held, wanted = (spec.chips.size * spec.chips.block for spec in (cell.spec, base))
+        if held != wanted and base.assessment.reference.region == "validation":
+            raise SpecError(
+                f"{file}: variant {cell.variant} holds out blocks of {held} pixels (chips.size x "
+                f"chips.block), the base of {wanted}; variants are compared on ground that all "
+                "held out: change chips.block with chips.size, or both in the base"
+            )
 
 
 def _parsed(data: Mapping[str, Any], *, where: str) -> MapSpec:

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 
 from terrafine.comparison.plan import Cell, Plan
-from terrafine.errors import TerrafineError, explain
+from terrafine.errors import AccuracyError, TerrafineError, explain
+from terrafine.raster import open_mosaics
 from terrafine.spec import MapSpec
 from terrafine.stages import ENGINE, Job, Manifest
 
@@ -56,7 +57,11 @@ def stages_done(job: Job) -> dict[str, bool]:
 
 
 def run_cells(plan: Plan, open_job: OpenJob, watch: Watch) -> list[CellOutcome]:
-    """Run every cell; one that fails is reported and the others go on."""
+    """Run every cell; one that fails is reported and the others go on.
+
+    AccuracyError before any is run where the imagery of a variant lies on another grid.
+    """
+    _require_one_grid(plan, open_job)
     outcomes = []
     for number, cell in enumerate(plan.cells, 1):
         watch.cell(cell, number, len(plan.cells))
@@ -65,6 +70,25 @@ def run_cells(plan: Plan, open_job: OpenJob, watch: Watch) -> list[CellOutcome]:
             watch.failed(outcome.error)
         outcomes.append(outcome)
     return outcomes
+
+
+def _require_one_grid(plan: Plan, open_job: OpenJob) -> None:
+    """A variant may have other bands than the base, but not other pixels."""
+    specs = {
+        cell.variant: cell.spec for cell in plan.cells if cell.spec.imagery != plan.base.imagery
+    }
+    base = open_job(plan.base)
+    for variant, spec in specs.items():
+        own, wanted = (
+            {zone: m.grid for zone, m in open_mosaics(imagery, base.data).items()}
+            for imagery in (spec.imagery, plan.base.imagery)
+        )
+        if own != wanted:
+            raise AccuracyError(
+                f"{plan.name}: the imagery of variant {variant} lies on another grid than the "
+                "base's, so that they have no samples in common; compare variants of the same "
+                "scenes"
+            )
 
 
 def _run_cell(cell: Cell, job: Job, watch: Watch) -> CellOutcome:

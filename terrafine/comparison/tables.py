@@ -15,8 +15,13 @@ from terrafine.accuracy import EDGE_PIXELS, AccuracyReport, Figure, PairedCompar
 from terrafine.accuracy.report import markdown_table
 from terrafine.comparison.held_out import PRODUCT
 from terrafine.comparison.measure import Comparison, Row
+from terrafine.spec import Region
 
 _NOTHING = "-"
+_WHERE: dict[Region, str] = {
+    "validation": "that none of them was trained on",
+    "all": "of the whole region, the ground of the training included",
+}
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -80,7 +85,7 @@ def _overall(comparison: Comparison) -> Table:
             _percent(row.report, 2),
             _percent(row.at_edges, 2),
             _points(row.against_product, 2),
-            _points(row.against_first, 2),
+            _over_first(row, 2),
             *([_by_seed(row)] if several else []),
             _seconds(row),
             f"{row.network.parameters:,}",
@@ -110,7 +115,7 @@ def _short(comparison: Comparison) -> Table:
             _percent(row.report, 1),
             _NOTHING if row.at_edges is None else _plain(row.at_edges.overall_accuracy),
             _points(row.against_product, 1),
-            _points(row.against_first, 1),
+            _over_first(row, 1),
             _NOTHING if row.train_seconds is None else f"{row.train_seconds:.0f}",
             f"{row.network.parameters / 1e6:.2f} M",
             f"{row.network.macs_per_pixel / 1e3:.0f} k",
@@ -178,15 +183,16 @@ def _method(comparison: Comparison) -> str:
     found = next((row.report for row in comparison.rows if row.report is not None), None)
     if found is None:
         return "No cell came to an end."
-    seeds = (
-        f"seeds {', '.join(map(str, comparison.seeds))} pooled; " if comparison.seeds[1:] else ""
-    )
+    several = len(comparison.seeds) > 1
+    seeds = f"seeds {', '.join(map(str, comparison.seeds))} pooled; " if several else ""
+    spread = ", as the differences of single seeds show" if several else ""
     return (
         f"{found.statement} Reference: {found.reference_name}; every variant on the same "
-        f"{found.reference_samples} samples that none of them was trained on; {seeds}"
+        f"{found.reference_samples} samples {_WHERE[comparison.region]}; {seeds}"
         f"{found.units} independent units; beside edges: within {EDGE_PIXELS} pixels. "
-        f"{100 * found.confidence:g} % intervals, paired for differences; each is for one "
-        "comparison alone, so that one in twenty would differ by chance."
+        f"{100 * found.confidence:g} % intervals, paired for differences, say what other "
+        "ground would change; they do not hold how much another training of the same variant "
+        f"would, which may be more{spread}. Each is for one comparison alone."
     )
 
 
@@ -208,6 +214,9 @@ def _csv_line(row: Row) -> dict[str, object]:
         **_csv_paired("over_product", row.against_product),
         **_csv_paired("over_first", row.against_first),
         "oa_by_seed": " ".join(f"{v:.6f}" for v in row.accuracy_by_seed.values() if v is not None),
+        "over_first_by_seed": " ".join(
+            f"{v:.6f}" for v in row.over_first_by_seed.values() if v is not None
+        ),
         "train_seconds": row.train_seconds,
         "preliminary_seconds": row.preliminary_seconds,
         **row.network.model_dump(),
@@ -251,6 +260,14 @@ def _plain(figure: Figure) -> str:
 
 def _points(found: PairedComparison | None, digits: int) -> str:
     return _NOTHING if found is None else _interval(found.difference, f"+.{digits}f")
+
+
+def _over_first(row: Row, digits: int) -> str:
+    """The difference of all seeds together, and where there are several that of each."""
+    seeds = [v for v in row.over_first_by_seed.values() if v is not None]
+    each = ", ".join(f"{100 * v:+.{digits}f}" for v in seeds)
+    together = _points(row.against_first, digits)
+    return f"{together}; by seed {each}" if len(seeds) > 1 else together
 
 
 def _interval(figure: Figure, form: str) -> str:

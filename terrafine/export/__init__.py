@@ -1,7 +1,11 @@
-"""Export: model bundles, the ONNX graph, and the proof that both say the same."""
+"""Export: model bundles, the ONNX graph, and the proof that both say the same.
+
+Who only reads releases or runs their graphs, as the workers of a map do, imports no torch.
+"""
+
+from typing import TYPE_CHECKING
 
 from terrafine.export.bundle import BundleInfo, load_bundle, read_info, save_bundle
-from terrafine.export.graph import ServedModel, export_onnx
 from terrafine.export.parity import Floors, ParityReport, check_parity, export_model
 from terrafine.export.release import (
     Release,
@@ -12,6 +16,19 @@ from terrafine.export.release import (
     write_release,
 )
 from terrafine.export.session import INPUT, OUTPUTS, GraphInfo, Prediction, open_graph
+
+if TYPE_CHECKING:
+    from terrafine.export.graph import ServedModel, export_onnx
+else:
+
+    def __getattr__(name: str) -> object:
+        """The names that need torch, when they are asked for."""
+        if name not in ("ServedModel", "export_onnx"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from terrafine.export import graph
+
+        return getattr(graph, name)
+
 
 __all__ = [
     "INPUT",

@@ -10,16 +10,17 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from terrafine.errors import ModelError
 from terrafine.legend import Legend
-from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from terrafine.models import RawModel
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "bundle.json"
@@ -80,6 +81,8 @@ def save_bundle(folder: Path, model: RawModel, info: BundleInfo) -> BundleInfo:
     digest of the weights. Raises ModelError when the folder holds something else, OSError from the
     disk.
     """
+    import safetensors.torch  # torch, which takes seconds
+
     if folder.exists() and not (folder / DESCRIPTION).is_file():
         raise ModelError(f"{folder}: already exists and is no model bundle; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,10 @@ def load_bundle(folder: Path, *, legend: Legend | None = None) -> tuple[RawModel
     Raises ModelError when anything is missing or was edited since it was saved, or when ``legend``
     is given and the bundle is of another one.
     """
+    import safetensors.torch  # torch, which takes seconds
+
+    from terrafine.models import RawInput, RawModel, build_network
+
     info = read_info(folder)
     if legend is not None and legend.digest != info.legend.digest:
         raise ModelError(

@@ -6,19 +6,19 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from terrafine.errors import ExportError
 from terrafine.export.bundle import BundleInfo
-from terrafine.export.graph import ServedModel, export_onnx
-from terrafine.export.session import INPUT, OUTPUTS, UInt16Array, open_graph
-from terrafine.export.variants import Variant, to_int8
+from terrafine.export.session import INPUT, OUTPUTS, UInt16Array, Variant, open_graph
 from terrafine.legend import Legend, UInt8Array
-from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
+
+if TYPE_CHECKING:
+    from terrafine.models import RawModel
 
 Bytes = tuple[UInt8Array, UInt8Array, UInt8Array]
 _REMEDIES: dict[Variant, str] = {
@@ -106,6 +106,8 @@ def export_model(
     show nothing or a weight is no number; OSError from the disk. A file that was at ``path`` stays
     until then.
     """
+    from terrafine.export.graph import export_onnx  # torch, which takes seconds
+
     _require_numbers(model, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -135,6 +137,9 @@ def export_reduced(
     and only the others are compared: how it does where it was not calibrated is what a map gets.
     Raises ExportError where the variant cannot be made or misses its floors.
     """
+    from terrafine.export.graph import export_onnx
+    from terrafine.export.variants import to_int8
+
     if variant == "int8" and len(windows_NCHW) < 2:
         raise ExportError(
             f"{path}: not exported: with one window int8 would be judged on what it is calibrated "
@@ -170,6 +175,8 @@ def check_parity(
 
     ``named``: what to call the file in an error, if it is still a temporary one.
     """
+    from terrafine.export.graph import ServedModel
+
     where = named or onnx_path
     served = ServedModel(model, info.legend)
     session, _ = open_graph(onnx_path)
@@ -207,6 +214,8 @@ def compare(pairs: Iterable[tuple[Bytes, Bytes]], legend: Legend) -> ParityRepor
 
 def _require_numbers(model: RawModel, path: Path) -> None:
     """Graph and network that both say NaN would agree: classes of NaN are classes all the same."""
+    import torch
+
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise ExportError(

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -25,12 +25,13 @@ from terrafine.accuracy import GateDecision
 from terrafine.errors import ExportError, ModelError
 from terrafine.export.bundle import BundleInfo
 from terrafine.export.parity import ParityReport, export_model, export_reduced
-from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, open_graph
-from terrafine.export.variants import Variant
+from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, Variant, open_graph
 from terrafine.legend import Legend
-from terrafine.models import RawModel
 from terrafine.spec import ExportSpec
 from terrafine.storage import Storage
+
+if TYPE_CHECKING:
+    from terrafine.models import RawModel
 
 DESCRIPTION = "release.json"
 CANARY = "canary.safetensors"

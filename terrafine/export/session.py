@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from terrafine.errors import ModelError
 from terrafine.legend import Legend, UInt8Array
 
 UInt16Array = npt.NDArray[np.uint16]
+Variant = Literal["fp32", "fp16", "int8"]
 INPUT = "image"
 OUTPUTS = ("enhanced_probability", "other_class", "other_probability")
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from terrafine.accuracy.published import DONG_PRODUCT_10M
+from terrafine.errors import DatasetError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.landscape.noise import Float32Array, Int64Array, UInt32Array, normal, smooth
 from terrafine.legend import SEVEN, UInt8Array
@@ -34,7 +35,7 @@ PATCHES, OBJECTS, LOOKS, MIXTURE = 0.75, 0.60, 0.35, 0.45
 # Correlation of the patches in cells: about 60 m and 150 m.
 _RANGES: Final = (3.0, 7.0)
 _CLASSES: Final = len(SEVEN.classes)
-_ROUNDS, _TOLERANCE = 14, 5e-4
+_ROUNDS, _TOLERANCE, _OFF_AT_MOST = 14, 5e-4, 5e-3
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def make_product(
     """A product of the scene on the whole 10-m lines of its CRS.
 
     ``truth_HW``: uint8 codes on ``window`` of ``grid``; ``thing_HW``: object numbers;
-    ``ground_CHW``: what the product's own classifier saw.
+    ``ground_CHW``: what the product's own classifier saw. DatasetError where no product of the
+    published overall accuracy can be made of it.
     """
     coarse = PixelGrid(grid.crs, CELL_METRES, CELL_METRES, _PHASE_X, _PHASE_Y)
     cells_window = _around(grid, window, coarse)
@@ -234,7 +236,10 @@ def _scaled(rate: Float64Array, factor: float) -> Float64Array:
 
 
 def _calibrated(cells: _Cells, index_HW: Int64Array, score: Float32Array) -> Int64Array:
-    """(n,) class of every cell such that the confusion with the truth is the published one."""
+    """(n,) class of every cell such that the confusion with the truth is the published one.
+
+    DatasetError where the overall accuracy cannot be brought within 0.005 of it.
+    """
     mixed = _matrix(cells.class_n, cells, index_HW).astype(np.float64)
     totals = mixed.sum(axis=0)
     present = totals > 0
@@ -257,6 +262,12 @@ def _calibrated(cells: _Cells, index_HW: Int64Array, score: Float32Array) -> Int
         if abs(off) < _TOLERANCE:
             break
         low, high = (factor, high) if off > 0 else (low, factor)
+    if abs(off) > _OFF_AT_MOST:
+        raise DatasetError(
+            f"a landscape of {index_HW.shape[0]} x {index_HW.shape[1]} pixels: its product is "
+            f"right on {100 * (PUBLISHED_OA + off):.1f} % of them, {100 * PUBLISHED_OA:.1f} % are "
+            "wanted and cannot be reached; choose another seed or a larger size"
+        )
     return chosen_n
 
 

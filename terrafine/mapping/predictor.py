@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from terrafine.errors import ModelError, TerrafineError
+from terrafine.export.parity import compare
 from terrafine.export.session import INPUT, OUTPUTS, Prediction, UInt16Array, open_graph
 from terrafine.legend import Legend, UInt8Array
 
@@ -222,8 +223,6 @@ def open_bfloat16(
     ``least``: share of equal classes on the release's own windows; ``most``: mean error of a
     probability there.
     """
-    from terrafine.export.parity import compare  # torch, which takes seconds
-
     path = release.graph("fp32")
     predictor = OpenVinoPredictor(path, threads=threads, bfloat16=True)
     windows_NCHW, wanted = release.canary("fp32")

@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
-import pandas
 import rasterio
-from pandas.api.types import is_scalar
 from shapely.errors import ShapelyError
 
 from terrafine.errors import RasterError, TerrafineError, UnreachableError
@@ -233,7 +231,9 @@ def table_records(place: Place, root: Path) -> list[Record]:
 
 
 def _is_empty(cell: Any) -> bool:
-    return bool(is_scalar(cell) and pandas.isna(cell))
+    import pandas  # slow to import
+
+    return bool(pandas.api.types.is_scalar(cell) and pandas.isna(cell))
 
 
 def folder_records(

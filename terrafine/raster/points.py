@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import geopandas
 import numpy as np
 import numpy.typing as npt
-import pandas
-import pyogrio
 import pyproj
-from pyogrio.errors import DataSourceError
 
 from terrafine.errors import RasterError
 from terrafine.legend import Legend, UInt8Array
 from terrafine.raster.files import crs_text, parse_crs
 from terrafine.raster.vector import PARQUET, read_vector
 from terrafine.spec import ReferenceSpec, resolve_in
+
+if TYPE_CHECKING:
+    import geopandas
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -48,6 +48,9 @@ def is_vector(path: Path) -> bool:
     """Whether the file holds vector layers; False for rasters and for what does not exist."""
     if path.suffix.lower() in PARQUET:
         return True
+    import pyogrio  # slow to import
+    from pyogrio.errors import DataSourceError
+
     try:
         return len(pyogrio.list_layers(path)) > 0
     except DataSourceError:
@@ -92,6 +95,8 @@ def _crs(frame: geopandas.GeoDataFrame, source: ReferenceSpec, path: Path) -> st
 
 
 def _codes(frame: geopandas.GeoDataFrame, source: ReferenceSpec, path: Path) -> Float64Array:
+    import pandas  # slow to import
+
     column = source.class_column
     if column not in frame.columns:
         known = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)

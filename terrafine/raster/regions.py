@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pandas.api.types import is_string_dtype
 from rasterio.features import rasterize
 
 from terrafine.errors import RasterError
@@ -37,6 +36,8 @@ class Regions:
         Default for ``column``: "name", else the file's first column of text. Polygons of one name
         are one region.
         """
+        from pandas.api.types import is_string_dtype  # slow to import
+
         frame = read_vector(path, what="polygons", key=key)
         if frame.crs is None:
             raise RasterError(f"{path}: the file states no CRS; write the regions with one")

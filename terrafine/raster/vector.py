@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-
-import geopandas
-import pyarrow
-from pyogrio.errors import DataLayerError, DataSourceError
+from typing import TYPE_CHECKING
 
 from terrafine.errors import RasterError
+
+if TYPE_CHECKING:
+    import geopandas
 
 PARQUET = (".parquet", ".geoparquet")
 
@@ -19,6 +19,10 @@ def read_vector(path: Path, *, what: str, key: str) -> geopandas.GeoDataFrame:
 
     ``what`` the features are ("points"), and the spec's ``key`` that names the file.
     """
+    # slow to import, and a run without vector files needs none of it
+    import geopandas
+    from pyogrio.errors import DataLayerError, DataSourceError
+
     if not path.exists():
         raise RasterError(
             f"{path}: no such file; check {key} and the data root "
@@ -35,6 +39,9 @@ def read_vector(path: Path, *, what: str, key: str) -> geopandas.GeoDataFrame:
 
 def read_table(data: bytes, *, where: str, what: str) -> geopandas.GeoDataFrame:
     """Features of the bytes of a GeoParquet; RasterError when they are none."""
+    import geopandas
+    import pyarrow
+
     try:
         frame = geopandas.read_parquet(io.BytesIO(data))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -50,6 +57,8 @@ def _unreadable(where: str, what: str, error: Exception) -> RasterError:
 
 
 def _checked(frame: geopandas.GeoDataFrame, where: str, what: str) -> geopandas.GeoDataFrame:
+    import geopandas
+
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise RasterError(
             f"{where}: the table has no geometry; write {what} as GeoPackage or GeoJSON"

@@ -56,7 +56,7 @@ _REMEMBERED = 64
 
 def _work(job: Job, folder: Path, needed: Mapping[str, Manifest]) -> Outcome:
     store = open_chips(chips_place(job, needed["label"]))
-    candidate = _predictor(job, store, job.output(needed["prune"], "model"))
+    candidate = read_predictor(job, job.output(needed["prune"], "model"), fill=store.fill)
     labels = open_class_raster(job.spec.label_product, store.legend, job.data)
 
     def product(mosaic: Mosaic) -> ReadMap:
@@ -122,7 +122,7 @@ def sample_map(
                 mosaic.grid,
                 assessed_windows(job.spec, store, mosaic),
                 reference,
-                unit=job.spec.assessment.unit,
+                unit=job.spec.assessment.unit_of(job.spec.chips),
                 read_other=read_other(mosaic) if read_other else None,
             )
         )
@@ -211,12 +211,16 @@ class RememberingPredictor:
         return self._answers[key]
 
 
-def _predictor(job: Job, store: ChipStore, bundle: Path) -> Predictor:
-    model, info = load_bundle(bundle, legend=store.legend)
-    if info.fill != store.fill:
+def read_predictor(job: Job, bundle: Path, *, fill: int) -> Predictor:
+    """The model of a bundle, to map imagery whose missing pixels are ``fill``.
+
+    ModelError when it is of other bands, another scale, fill or legend.
+    """
+    model, info = load_bundle(bundle, legend=job.spec.resolve_legend())
+    if info.fill != fill:
         raise ModelError(
             f"{bundle}: takes {info.fill} for a missing pixel, but the imagery marks missing "
-            f"pixels by {store.fill}; set imagery.nodata as it was when the model was trained"
+            f"pixels by {fill}; set imagery.nodata as it was when the model was trained"
         )
     imagery = job.spec.imagery
     if (info.bands, info.scale) != (imagery.bands, imagery.scale):
@@ -253,7 +257,9 @@ def _on_demand(spec: MapSpec, predictor: Predictor, mosaic: Mosaic) -> ReadMap:
 def _against_champion(job: Job, store: ChipStore, candidate: Predictor) -> PairedComparison | None:
     if job.spec.gate.champion is None:
         return None
-    champion = _predictor(job, store, resolve_in(job.data, job.spec.gate.champion))
+    champion = read_predictor(
+        job, resolve_in(job.data, job.spec.gate.champion), fill=store.fill
+    )
     samples = sample_map(
         job,
         store,

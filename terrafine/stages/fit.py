@@ -94,7 +94,7 @@ def fit(task: TrainingTask) -> TrainingResult:
     The first worker serves metrics meanwhile where ``training.metrics_port`` or the environment
     names a port.
     """
-    model, lineage = task.build_model(), {}
+    model, lineage = task.build_model(), {"model": task.model.model_dump_json()}
     first = task.first_weights()
     if first is not None:
         _load(model, first, task)

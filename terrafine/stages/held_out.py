@@ -1,4 +1,5 @@
-"""What a map says where it was assessed, kept so that two maps can be compared later.
+"""What a map says where it was assessed (``assess.reference.region``: on the validation chips, or
+everywhere), kept so that two maps can be compared later.
 
 A ZIP file with one member for each window that was read, ``<zone>/<row>_<col>_<height>_<width>``,
 its bytes the class codes row by row.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from terrafine.training import EpochRecord, StepRecord
+if TYPE_CHECKING:
+    from terrafine.training import EpochRecord, StepRecord
 
 
 class TrainingMetrics:
@@ -32,7 +35,9 @@ class TrainingMetrics:
         self._loss = gauge("loss", "Mean loss over the labelled pixels of the latest step.")
         self._rate = gauge("learning_rate", "Learning rate of the latest step.")
         self._speed = gauge("pixels_per_second", "Pixels trained on per second, all workers.")
-        self._wait = gauge("loader_wait_ratio", "Share of the time spent waiting for chips.")
+        self._wait = gauge(
+            "loader_wait_ratio", "Share of the time spent waiting for chips; CUDA: at most that."
+        )
         self._memory = gauge("gpu_memory_bytes", "Most GPU memory tensors ever took; 0: CPU.")
         self._validation_loss = gauge("validation_loss", "Mean loss on the validation chips.")
         self._agreement = gauge(

@@ -21,8 +21,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from terrafine.errors import StorageError, TrainingError
+from terrafine.errors import LossError, StorageError, TrainingError
 from terrafine.storage import Storage
+from terrafine.training.patience import patiently
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -79,10 +80,13 @@ class Checkpoints:
     storage: Storage
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one and remove all but the last two; TrainingError when it cannot be written."""
+        """Write one and remove all but the last two.
+
+        Raises StorageError when it cannot be written, LossError when a weight is no number.
+        """
         for name, value in checkpoint.model.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise TrainingError(
+                raise LossError(
                     f"{name} is no longer finite after step {checkpoint.step}, so that no "
                     f"checkpoint is written; lower training.learning_rate; {self.kept()}"
                 )
@@ -95,7 +99,7 @@ class Checkpoints:
             self.storage.write(_digest_name(checkpoint.step), digest.model_dump_json().encode())
             self._keep_last(checkpoint.step)
         except StorageError as error:
-            raise TrainingError(
+            raise StorageError(
                 f"the checkpoint of step {checkpoint.step} cannot be written: {error}; "
                 f"{self.kept()}"
             ) from error
@@ -109,9 +113,8 @@ class Checkpoints:
         checkpoint = self.newest()
         if checkpoint is None:
             return None
-        other = [
-            part for part, digest in expected.items() if checkpoint.identity.get(part) != digest
-        ]
+        found = checkpoint.identity
+        other = [part for part in {**expected, **found} if expected.get(part) != found.get(part)]
         if other:
             raise TrainingError(
                 f"{self.storage}/{_state_name(checkpoint.step)}: the checkpoint belongs to "
@@ -120,6 +123,17 @@ class Checkpoints:
                 "another folder"
             )
         return checkpoint
+
+    def of(self, step: int) -> Checkpoint:
+        """That of ``step``, which another machine has seen; StorageError where it stays away."""
+        state = patiently(lambda: self._whole(step))
+        if state is None:
+            raise StorageError(
+                f"{self.storage}/{_state_name(step)}: the first worker goes on from this "
+                "checkpoint, but another one does not see it; give training.storage a place that "
+                "all of them reach"
+            )
+        return _parse(f"{self.storage}/{_state_name(step)}", state)
 
     def newest(self) -> Checkpoint | None:
         """The newest whole one of any training; TrainingError when there are some, none whole."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from terrafine.errors import TerrafineError, TrainingError
+from terrafine.errors import TerrafineError, WorkerError
 from terrafine.training.data import Batch, Examples, stack
 
 # Batches that wait to be used, for every reader.
@@ -28,7 +28,7 @@ def read_ahead(
     """One batch for each of ``groups`` of positions, in their order.
 
     ``workers`` processes read them, or a thread of this one where it is 0. Close the generator to
-    stop reading. Errors of the examples come out as they are; TrainingError when a reading process
+    stop reading. Errors of the examples come out as they are; WorkerError when a reading process
     dies.
     """
     if workers:
@@ -93,7 +93,7 @@ def _by_processes(
         if "DataLoader worker (pid" not in str(error):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(
+        raise WorkerError(
             f"a process that reads chips stopped ({first}); give the machine more memory, or "
             f"lower training.loader_workers ({workers})"
         ) from error

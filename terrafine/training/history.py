@@ -16,9 +16,9 @@ class StepRecord:
     ``step`` counts from 1 over the whole training, ``epoch`` from 1. ``loss`` is the mean over
     the labelled pixels of the step's crops on all workers, weighted by class. ``pixels`` are those
     of the crops. ``pixels_per_second`` (of all workers) and ``loader_wait``, the share of the time
-    spent waiting for chips (mean over workers), are of the steps since losses were last looked at:
-    one step on the CPU, up to 16 on CUDA. ``gpu_memory_bytes`` is the most that this worker's
-    tensors ever took, 0 on the CPU.
+    spent waiting for chips (mean over workers; on CUDA an upper bound, as the GPU may still work
+    meanwhile), are of the steps since losses were last looked at: one step on the CPU, up to 16 on
+    CUDA. ``gpu_memory_bytes`` is the most that this worker's tensors ever took, 0 on the CPU.
     """
 
     step: int
@@ -40,7 +40,7 @@ class EpochRecord(BaseModel):
     is the product's: agreement with the product, not accuracy. ``validation_recall`` gives that
     share for each class of the product (None where validation has none of it).
     ``pixels_per_second`` counts the crops trained on; ``loader_wait`` is the share of the
-    training time spent waiting for chips.
+    training time spent waiting for chips (on CUDA an upper bound, as in :class:`StepRecord`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,21 @@ def autocast(spec: TrainingSpec, device: torch.device) -> AbstractContextManager
     """bf16 where the spec asks for it, or on CUDA."""
     reduced = spec.precision == "bf16" or (spec.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
+
+
+@contextmanager
+def fitting(crops: int, size: int) -> Iterator[None]:
+    """TrainingError where the GPU has no memory for ``crops`` crops of ``size`` pixels a side."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedy = (
+            f"training.micro_batch (now {crops})" if crops > 1 else f"training.crop (now {size})"
+        )
+        raise TrainingError(
+            f"{crops} crops of {size} x {size} pixels at once do not fit on the GPU "
+            f"({str(error).partition('. GPU')[0]}); lower {remedy}"
+        ) from error
 
 
 class Learner:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrafine.errors import LossError, StorageError, TrainingError
+from terrafine.errors import LossError, StorageError, TerrafineError, TrainingError, WorkerError
 from terrafine.legend import Legend
 from terrafine.models.raw import RawModel
 from terrafine.spec import TrainingSpec
@@ -38,7 +38,7 @@ from terrafine.training.history import (
     TrainingResult,
     Unobserved,
 )
-from terrafine.training.learner import Learner, autocast
+from terrafine.training.learner import Learner, autocast, fitting
 from terrafine.training.loss import Confusion, WeightedCrossEntropy, training_loss
 from terrafine.training.meter import EpochSums, Meter, Taken, Waiting, gpu_memory
 from terrafine.training.norm import synchronised_batch_norm
@@ -79,9 +79,10 @@ def train(
     ``also_identified_by`` is what else (JSON) the outcome depends on: a checkpoint with another
     one is refused.
 
-    Raises TrainingError when the chips cannot be trained on, when the loss is not a number (the
-    last checkpoint stays), and when a checkpoint cannot be written, read, or is of another
-    training; StorageError when the storage cannot be read.
+    Raises TrainingError when the chips cannot be trained on, when they do not fit on the GPU, and
+    when a checkpoint is damaged or of another training; LossError when the loss is not a number
+    (the last checkpoint stays); StorageError when the storage cannot be read or written;
+    WorkerError when a process that reads chips dies, or another worker cannot use the storage.
     """
     device = choose_device(spec.device)
     run = Run(
@@ -179,22 +180,22 @@ class _Training:
     def result(self) -> TrainingResult:
         """Train what is left."""
         while len(self.history) < self.run.epochs:
-            self._epoch(len(self.history) + 1)
+            with fitting(self.run.plan.limit, self.run.spec.crop):
+                self._epoch(len(self.history) + 1)
         return TrainingResult(tuple(self.history), self.best_epoch, self.best_state)
 
     def _resume(self) -> None:
-        """Take over the newest checkpoint; every worker must see the same one."""
-        if self.run.group.leads:
-            self.checkpoints.storage.sweep()
-        last = self.checkpoints.load(self.identity)
-        steps = self.run.group.everywhere(-1 if last is None else last.step, self.run.device)
-        if len(set(steps)) > 1:
-            raise TrainingError(
-                f"{self.checkpoints.storage}: workers see checkpoints of different steps "
-                f"({steps}, -1: none); give training.storage a place that all of them reach"
-            )
-        if last is None:
+        """Take over the newest checkpoint that the first worker sees, on all of them."""
+        group, last = self.run.group, None
+        with self._together("the first worker cannot use the checkpoints"):
+            if group.leads:
+                self.checkpoints.storage.sweep()
+                last = self.checkpoints.load(self.identity)
+        step = group.everywhere(-1 if last is None else last.step, self.run.device)[0]
+        if step < 0:
             return
+        with self._together(f"another worker cannot read the checkpoint of step {step}"):
+            last = last or self.checkpoints.of(step)
         self.run.model.load_state_dict(last.model)
         if self.average is not None:
             self.average.load(last.average)
@@ -304,6 +305,10 @@ class _Training:
                     autocast=autocast(run.spec, run.device),
                     group=run.group,
                 )
+        except LossError as error:
+            raise LossError(
+                f"epoch {epoch}: {error}; {self._latest_chips()}; {self.checkpoints.kept()}"
+            ) from error
         except TrainingError as error:
             raise type(error)(f"epoch {epoch}: {error}; {self.checkpoints.kept()}") from error
 
@@ -321,48 +326,57 @@ class _Training:
     def _explain(self, step: int, loss: float) -> LossError:
         """For a loss that is not a number after ``step`` steps."""
         epoch, epoch_step = divmod(step - 1, self.run.plan.steps)
+        before = f", after a step on chips {self.run.chips_of(step - 2)}" if step > 1 else ""
         return LossError(
             f"epoch {epoch + 1}, step {epoch_step + 1} ({step} in all): the loss is {loss} on "
-            f"chips {self.run.chips_of(step - 1)}; lower training.learning_rate, or look at "
-            f"these chips; {self.checkpoints.kept()}"
+            f"chips {self.run.chips_of(step - 1)}{before}; lower training.learning_rate, or look "
+            f"at these chips; {self.checkpoints.kept()}"
         )
+
+    def _latest_chips(self) -> str:
+        return f"step {self.step} was taken on chips {self.run.chips_of(self.step - 1)}"
 
     def _save(self, *, epoch_step: int) -> None:
         """Write a checkpoint; no worker goes on before it is safe."""
-        failure: TrainingError | None = None
-        if self.curves is not None:
-            try:
+        with self._together(f"the first worker could not write the checkpoint of step {self.step}"):
+            if self.curves is not None:
                 self._write(self.curves, epoch_step)
-            except TrainingError as error:
-                failure = error
-        failed = self.run.group.everywhere(int(failure is not None), self.run.device)
-        if any(failed):
-            raise failure or TrainingError(
-                f"the first worker could not write the checkpoint of step {self.step}; "
-                "its own message says why"
-            )
         self.observer.checkpoint(self.step)
+
+    @contextmanager
+    def _together(self, otherwise: str) -> Iterator[None]:
+        """Where one worker fails in the block all of them do; ``otherwise`` is what others say."""
+        failure: TerrafineError | None = None
+        try:
+            yield
+        except TerrafineError as error:
+            failure = error
+        if any(self.run.group.everywhere(int(failure is not None), self.run.device)):
+            raise failure or WorkerError(f"{otherwise}; its own message says why")
 
     def _write(self, curves: Curves, epoch_step: int) -> None:
         history = [record.model_dump() for record in self.history]
         try:
             curves.write(history)
         except StorageError as error:
-            raise TrainingError(f"{error}; {self.checkpoints.kept()}") from error
-        self.checkpoints.save(
-            Checkpoint(
-                identity=self.identity,
-                step=self.step,
-                epoch_step=epoch_step,
-                sums=asdict(self.sums),
-                history=history,
-                model=_on_cpu(self.run.model.state_dict()),
-                average={} if self.average is None else _on_cpu(self.average.model.state_dict()),
-                optimiser=self.learner.optimiser.state_dict(),
-                best_epoch=self.best_epoch,
-                best_state=self.best_state,
-            )
+            raise StorageError(f"{error}; {self.checkpoints.kept()}") from error
+        average = {} if self.average is None else _on_cpu(self.average.model.state_dict())
+        checkpoint = Checkpoint(
+            identity=self.identity,
+            step=self.step,
+            epoch_step=epoch_step,
+            sums=asdict(self.sums),
+            history=history,
+            model=_on_cpu(self.run.model.state_dict()),
+            average=average,
+            optimiser=self.learner.optimiser.state_dict(),
+            best_epoch=self.best_epoch,
+            best_state=self.best_state,
         )
+        try:
+            self.checkpoints.save(checkpoint)
+        except LossError as error:
+            raise LossError(f"{error}; {self._latest_chips()}") from error
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,7 +31,11 @@ class EpochSums:
 
 
 class Waiting:
-    """Batches, and the seconds that were spent waiting for them."""
+    """Batches, and the seconds that were spent waiting for them.
+
+    On CUDA that is the most that training was held up: meanwhile the GPU may have been at work on
+    the steps before.
+    """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches

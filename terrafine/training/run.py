@@ -122,12 +122,12 @@ class Run:
             )
 
     def _check_chips(self) -> None:
-        for what, chips in (("training", self.chips), ("validation", self.validation)):
+        for what, chips, remedy in (
+            ("training", self.chips, "use smaller chips or a lower filter.min_agreement"),
+            ("validation", self.validation, "raise chips.validation_fraction or lower chips.block"),
+        ):
             if not len(chips):
-                raise TrainingError(
-                    f"there is no {what} chip; use more imagery, smaller chips or a lower "
-                    "filter.min_agreement"
-                )
+                raise TrainingError(f"there is no {what} chip; {remedy}, or use more imagery")
             wrong = chips[(chips < 0) | (chips >= len(self.source))]
             if len(wrong):
                 raise TrainingError(

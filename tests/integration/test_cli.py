@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import geopandas
@@ -15,7 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from sklearn import metrics
+from typer.testing import CliRunner
 
+from terrafine.cli.main import app
+from tests.commands import called, started
 from tests.scenes import CRS, TRANSFORM, Project, write_raster
 
 ROOT = Path(__file__).parents[2]
@@ -28,21 +28,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def terrafine(
-    *arguments: str | Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user starts it."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("terrafine"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False, env=env,
-    )  # fmt: skip
-
-
 def test_every_command_explains_itself() -> None:
-    from typer.testing import CliRunner
-
-    from terrafine.cli.main import app
-
     for command in COMMANDS:
         shown = CliRunner().invoke(app, [*command.split(), "--help"])
         assert shown.exit_code == 0, command
@@ -50,7 +36,7 @@ def test_every_command_explains_itself() -> None:
 
 
 def test_model_info_prints_the_papers_parameter_count() -> None:
-    done = terrafine(
+    done = started(
         "model", "info", "--arch", "hrnet_w24", "--bands", "4", "--classes", "10", "--json"
     )
     found = json.loads(done.stdout)
@@ -61,23 +47,23 @@ def test_model_info_prints_the_papers_parameter_count() -> None:
 
 def test_a_typo_in_a_spec_gets_the_right_key(project: Project) -> None:
     project.change_spec(chips={"sise": 32})
-    done = terrafine("spec", "check", project.spec)
+    done = started("spec", "check", project.spec)
     assert done.returncode == 1
     assert "spec.yaml: unknown key 'chips.sise' (did you mean 'size'?)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_spec_check_finds_the_missing_file(project: Project) -> None:
-    assert terrafine("spec", "check", project.spec).returncode == 0
+    assert called("spec", "check", project.spec).returncode == 0
     (project.root / "product.tif").unlink()
-    done = terrafine("spec", "check", project.spec)
+    done = called("spec", "check", project.spec)
     assert done.returncode == 1
     assert "there is no product.tif" in done.stderr
     assert not (project.root / "runs").exists()
 
 
 def test_the_schema_accepts_the_examples_and_refuses_a_typo() -> None:
-    schema = json.loads(terrafine("spec", "schema").stdout)
+    schema = json.loads(called("spec", "schema").stdout)
     for example in (ROOT / "examples").glob("*.yaml"):
         spec = yaml.safe_load(example.read_text())
         jsonschema.validate(spec, schema)
@@ -86,7 +72,7 @@ def test_the_schema_accepts_the_examples_and_refuses_a_typo() -> None:
 
 
 def test_a_dry_run_says_what_is_to_do_and_does_nothing(project: Project) -> None:
-    done = terrafine("run", project.spec, "--workdir", project.root / "run", "--dry-run", "--json")
+    done = called("run", project.spec, "--workdir", project.root / "run", "--dry-run", "--json")
     plan = json.loads(done.stdout)
     assert set(plan["done"].values()) == {False}
     assert not list((project.root / "run").glob("label*"))
@@ -94,26 +80,28 @@ def test_a_dry_run_says_what_is_to_do_and_does_nothing(project: Project) -> None
 
 def test_paths_cannot_leave_the_data_root(project: Project) -> None:
     project.change_spec(labels={"file": "../product.tif"})
-    done = terrafine("label", project.spec)
+    done = called("label", project.spec)
     assert done.returncode == 1
     assert "leaves the data root" in done.stderr
 
 
-def test_the_data_root_comes_from_option_or_environment(project: Project, tmp_path: Path) -> None:
+def test_the_data_root_comes_from_option_or_environment(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     spec = shutil.move(project.spec, elsewhere / "spec.yaml")
-    assert terrafine("spec", "check", spec).returncode == 1
-    assert terrafine("spec", "check", spec, "--data", project.root).returncode == 0
-    environment = {**os.environ, "TERRAFINE_DATA": str(project.root)}
-    assert terrafine("spec", "check", spec, env=environment).returncode == 0
+    assert called("spec", "check", spec).returncode == 1
+    assert called("spec", "check", spec, "--data", project.root).returncode == 0
+    monkeypatch.setenv("TERRAFINE_DATA", str(project.root))
+    assert called("spec", "check", spec).returncode == 0
 
 
 def test_a_link_cannot_leave_the_data_root(tmp_path: Path, project: Project) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     (inside / "scene.tif").symlink_to(project.root / "scene.tif")
-    done = terrafine("label", project.spec, "--data", inside, "--workdir", tmp_path / "run")
+    done = called("label", project.spec, "--data", inside, "--workdir", tmp_path / "run")
     assert done.returncode == 1
     assert "leads out of the data root" in done.stderr
 
@@ -132,7 +120,9 @@ def test_assess_agrees_with_scikit_learn_on_a_raster(
     rng = np.random.default_rng(1)
     reference = np.where(rng.random(codes.shape) < 0.7, codes, rng.integers(1, 8, codes.shape))
     write_raster(tmp_path / "reference.tif", reference.astype(np.uint8), nodata=0)
-    done = terrafine("assess", "--map", path, "--reference", tmp_path / "reference.tif", "--json")
+    done = called(
+        "assess", "--map", path, "--reference", tmp_path / "reference.tif", "--unit", "16", "--json"
+    )
     found = json.loads(done.stdout)
     y_true, y_pred = reference.ravel(), codes.ravel()
     labels = list(range(1, 8))
@@ -160,7 +150,7 @@ def test_points_in_any_crs_meet_the_pixel_they_lie_in(
         {"class": codes[rows, cols].astype(int)}, geometry=geopandas.points_from_xy(x, y), crs=CRS
     ).to_crs(crs)
     points.to_file(tmp_path / "points.gpkg")
-    done = terrafine("assess", "--map", path, "--reference", tmp_path / "points.gpkg", "--json")
+    done = called("assess", "--map", path, "--reference", tmp_path / "points.gpkg", "--json")
     found = json.loads(done.stdout)
     assert found["samples"] == 200
     assert found["overall_accuracy"]["value"] == 1
@@ -171,6 +161,6 @@ def test_assess_without_overlap_says_so(
 ) -> None:
     path, codes = class_map
     write_raster(tmp_path / "far.tif", codes, nodata=0, transform=project.elsewhere)
-    done = terrafine("assess", "--map", path, "--reference", tmp_path / "far.tif")
+    done = called("assess", "--map", path, "--reference", tmp_path / "far.tif")
     assert done.returncode == 1
     assert "no reference class lies on" in done.stderr

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,24 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from terrafine.accuracy import Front
-from terrafine.chips import open_chips
+from terrafine.chips import ChipStore, open_chips
 from terrafine.cli.main import app
-from terrafine.comparison import Comparison, read_plan
+from terrafine.comparison import (
+    CellOutcome,
+    Comparison,
+    Plan,
+    measure,
+    read_plan,
+    to_markdown,
+)
+from terrafine.comparison import held_out as held_out_module
+from terrafine.comparison.run import stages_of
 from terrafine.errors import StageError
 from terrafine.geometry import Window
-from terrafine.raster import open_mosaics
+from terrafine.raster import Mosaic, open_mosaics
+from terrafine.spec import LabelSource, MapSpec
 from terrafine.stages import ENGINE, Job
+from terrafine.stages.assess import assessed_windows
 from terrafine.stages.held_out import HeldOutMap
 from terrafine.stages.label import chips_place
 from tests.scenes import CRS, TRANSFORM, Project, make_project
@@ -170,6 +181,13 @@ def test_every_variant_answers_for_the_same_held_out_samples(compared: Compared)
             assert low is not None
             assert high is not None
             assert low <= difference <= high
+    wide, plain = rows["wide"], rows["plain"]
+    assert wide.over_first_by_seed.keys() == set(SEEDS)
+    for seed, difference in wide.over_first_by_seed.items():
+        own, other = wide.accuracy_by_seed[seed], plain.accuracy_by_seed[seed]
+        assert own is not None
+        assert other is not None
+        assert difference == pytest.approx(own - other)
     assert rows["plain"].against_first is None
     assert rows["plain"].accuracy_by_seed.keys() == set(SEEDS)
 
@@ -209,6 +227,68 @@ def test_tables_say_what_the_json_says(compared: Compared) -> None:
     png = (compared.folder / "comparison.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert "label product" in compared.result.output
+
+
+def test_tables_say_what_their_figures_rest_on(compared: Compared) -> None:
+    found = compared.found
+    markdown = " ".join(to_markdown(found).split())
+    assert "samples that none of them was trained on" in markdown
+    assert "not hold how much another training of the same variant would" in markdown
+    wide = next(row for row in found.rows if row.variant == "wide")
+    each = ", ".join(f"{100 * v:+.2f}" for v in wide.over_first_by_seed.values() if v is not None)
+    assert f"; by seed {each} |" in markdown
+    anywhere = to_markdown(found.model_copy(update={"region": "all"}))
+    assert "trained on" not in anywhere
+    assert "the ground of the training included" in anywhere
+
+
+def outcomes_of(compared: Compared) -> tuple[Plan, list[CellOutcome]]:
+    """The plan, and its finished cells, of which nothing is run again."""
+    plan = read_plan(compared.file)
+    jobs = [(cell, Job(cell.spec, compared.project.root, compared.workdir)) for cell in plan.cells]
+    found = [
+        CellOutcome(cell, job, {name: ENGINE.find(job, name) for name in stages_of(job)})
+        for cell, job in jobs
+        if cell.variant != "hopeless"
+    ]
+    return plan, found
+
+
+def test_the_label_product_is_the_bases_whatever_the_first_cell_learned_from(
+    compared: Compared,
+) -> None:
+    plan, (first, *others) = outcomes_of(compared)
+    truth = LabelSource(file="reference.tif", crosswalk="seven")
+    oracle = first.cell.spec.model_copy(update={"labels": truth})
+    plan = replace(plan, cells=tuple(c for c in plan.cells if c.variant != "hopeless"))
+    found = measure(plan, [replace(first, job=replace(first.job, spec=oracle)), *others])
+    product = compared.found.product
+    assert found.product is not None
+    assert product is not None
+    assert found.product.overall_accuracy.value == product.overall_accuracy.value < 0.95
+
+
+def test_a_variant_assessed_elsewhere_is_reported_and_the_others_are_compared(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, outcomes = outcomes_of(compared)
+    plan = replace(plan, cells=tuple(c for c in plan.cells if c.variant != "hopeless"))
+
+    def elsewhere(spec: MapSpec, store: ChipStore, mosaic: Mosaic) -> list[Window]:
+        other = spec.chips.validation_fraction == 0.4
+        return [Window(0, 0, 32, 32)] if other else assessed_windows(spec, store, mosaic)
+
+    monkeypatch.setattr(held_out_module, "assessed_windows", elsewhere)
+    found = measure(plan, outcomes)
+    rows = {row.variant: row for row in found.rows}
+    assert rows["other-split"].report is None
+    assert set(rows["other-split"].errors) == set(SEEDS)
+    assert "no place where it was assessed is one where plain" in rows["other-split"].errors[0]
+    assert found.failed
+    for name in ("plain", "wide", "pruned"):
+        assert rows[name].report is not None
+        assert not rows[name].errors
+    assert "other-split, seed 0: no place" in to_markdown(found)
 
 
 def test_a_pruned_variant_is_measured_as_what_is_left_of_it(compared: Compared) -> None:

@@ -24,7 +24,7 @@ def terrafine(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.minutes(8)
 @pytest.mark.timeout(1800)
 def test_the_demo_maps_north_carolina_and_passes_its_gate(tmp_path: Path) -> None:
     done = terrafine("demo", "--into", tmp_path / "demo")
@@ -43,7 +43,7 @@ def test_the_demo_maps_north_carolina_and_passes_its_gate(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.minutes(7)
 @pytest.mark.shared
 @pytest.mark.timeout(1800)
 def test_the_zion_example_runs_to_a_release(zion: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import icechunk
 import numpy as np
 import pytest
 import rasterio
@@ -17,6 +18,7 @@ from terrafine.cli.main import app
 from terrafine.errors import MapStoreError
 from terrafine.export import Release
 from terrafine.mapping import MapOutcome, MapStore, in_sequence, run_states
+from terrafine.mapping.place import settings
 from terrafine.stages import ENGINE, Job
 from tests.buckets import Weather, s3_bucket, s3_bucket_in
 from tests.imagery import map_two_scenes
@@ -77,8 +79,17 @@ def test_answers_that_are_lost_after_the_work_was_done_lose_no_shard(undisturbed
         assert state.done == state.planned == outcome.shards
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Icechunk asks a bucket four times, not ten: what follows is the same a minute earlier."""
+    config = settings()
+    config.storage = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=4))
+    for module in ("place", "store"):
+        monkeypatch.setattr(f"terrafine.mapping.{module}.settings", lambda: config)
+
+
 def test_a_bucket_that_fails_for_good_stops_the_map_with_one_sentence_and_it_resumes(
-    undisturbed: Path,
+    undisturbed: Path, impatient: None
 ) -> None:
     weather = Weather()
     with s3_bucket_in(weather) as bucket:

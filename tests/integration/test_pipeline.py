@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import rasterio
 
 from terrafine.mapping import open_map
 from terrafine.stages import ENGINE, Job
+from tests.commands import called, started
 from tests.scenes import Project, make_project
 
 PROMOTED = [
@@ -21,14 +20,6 @@ PROMOTED = [
     "deploy", "map", "publish",
 ]  # fmt: skip
 REFUSED = [*PROMOTED[:7], "refuse"]
-
-
-def terrafine(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user starts it."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("terrafine"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
 
 
 def stages_done(workdir: Path) -> list[str]:
@@ -40,7 +31,7 @@ def stages_done(workdir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path]:
     project = make_project(tmp_path_factory.mktemp("released"))
-    done = terrafine("run", project.spec, "--workdir", project.root / "run")
+    done = started("run", project.spec, "--workdir", project.root / "run")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "released" in done.stdout
     return project, project.root / "run"
@@ -81,7 +72,7 @@ def test_geotiff_and_store_hold_the_same_pixels(released: tuple[Project, Path]) 
 def test_a_second_run_does_nothing_again(released: tuple[Project, Path]) -> None:
     project, workdir = released
     before = {p: p.stat().st_mtime_ns for p in workdir.glob("*/*/manifest.json")}
-    done = terrafine("run", project.spec, "--workdir", workdir, "--json")
+    done = called("run", project.spec, "--workdir", workdir, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stage"] == "publish"
     assert {p: p.stat().st_mtime_ns for p in workdir.glob("*/*/manifest.json")} == before
@@ -91,7 +82,7 @@ def test_assess_reads_the_store_and_the_geotiff_alike(released: tuple[Project, P
     project, workdir = released
     reports = []
     for map_path in (workdir / "map.icechunk", workdir / "publish/latest/landcover.tif"):
-        done = terrafine(
+        done = called(
             "assess", "--map", map_path, "--reference", project.root / "reference.tif", "--json"
         )
         assert done.returncode == 0, done.stderr
@@ -109,7 +100,7 @@ def test_the_released_model_alone_makes_the_same_map(
     shutil.copytree(workdir / "export/latest/release", tmp_path / "champion")
     alone = Project(tmp_path, project.truth_HW, project.image_CHW)
     alone.change_spec(champion="champion", labels=None, assess=None)
-    done = terrafine("run", alone.spec, "--workdir", tmp_path / "run")
+    done = started("run", alone.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "released" in done.stdout
     assert stages_done(tmp_path / "run") == ["adopt", "map", "publish"]
@@ -126,7 +117,7 @@ def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:
     project.change_spec(
         gate={"better_than_product": True}, training={"epochs": 1, "preliminary_epochs": 1}
     )
-    done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
+    done = started("run", project.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 3, done.stderr
     assert stages_done(tmp_path / "run") == REFUSED
     assert "the map is not shown to be better than the product" in " ".join(done.stdout.split())
@@ -135,10 +126,10 @@ def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:
     page = (tmp_path / "run/refuse/latest/report.html").read_text()
     assert "refused" in page.lower()
     # no other route leads past the gate
-    exported = terrafine("export", project.spec, "--workdir", tmp_path / "run")
+    exported = called("export", project.spec, "--workdir", tmp_path / "run")
     assert exported.returncode == 1
     assert "the gate refused this model" in exported.stderr
-    mapped = terrafine("map", project.spec, "--workdir", tmp_path / "run")
+    mapped = called("map", project.spec, "--workdir", tmp_path / "run")
     assert mapped.returncode == 1
     assert "stage map needs stage export" in mapped.stderr
 
@@ -146,7 +137,7 @@ def test_the_refused_branch_executes_and_maps_nothing(tmp_path: Path) -> None:
 def test_an_error_in_a_stage_reaches_the_user_as_its_own_sentence(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     project.change_spec(labels={"crosswalk": "NLCD"})
-    done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
+    done = started("run", project.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 1
     assert "product.tif" in done.stderr
     assert "not in crosswalk 'NLCD'" in done.stderr
@@ -157,7 +148,7 @@ def test_an_error_in_a_stage_reaches_the_user_as_its_own_sentence(tmp_path: Path
 def test_a_missing_file_is_found_before_anything_runs(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     (tmp_path / "reference.tif").unlink()
-    done = terrafine("run", project.spec, "--workdir", tmp_path / "run")
+    done = called("run", project.spec, "--workdir", tmp_path / "run")
     assert done.returncode == 1
     assert "reference.tif: there is no such file" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from serving.engines import on_engines
+from serving.ray_cluster import connected
 from terrafine.chips import open_chips
 from terrafine.cli.main import app
 from terrafine.errors import TerrafineError
@@ -234,12 +235,13 @@ def test_two_ray_workers_prune_alike_and_take_the_same_number(
 ) -> None:
     project = copy_of(trained, tmp_path)
     project.change_spec(training={"workers": 2, "device": "cpu"})
-    job = on_engines(job_of(project))
-    done = ENGINE.run(job, "prune")
+    # one Ray for both trainings
+    with connected(cpus=2):
+        done = ENGINE.run(on_engines(job_of(project)), "prune")
     alone = pruned[1]
     assert done.digest == alone.digest, "the number of workers is the machine's business"
     assert done.metrics["parameters"] == alone.metrics["parameters"]
-    load_bundle(job.output(done, "model"))
+    load_bundle(job_of(project).output(done, "model"))
 
 
 def test_a_model_of_another_network_is_not_pruned(trained: Project, tmp_path: Path) -> None:

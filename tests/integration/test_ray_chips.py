@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 
 from serving.chip_builder import RayBuildRunner
 from serving.ray_cluster import connected
 from terrafine.chips import BuildGroup, BuildRunner, GroupRecord, build_chips, in_turn
-from terrafine.errors import LegendError
+from terrafine.errors import LegendError, StageError
 from terrafine.raster import open_class_raster, open_mosaics
 from terrafine.spec import load_spec
 from tests.scenes import Project, make_project
@@ -67,6 +68,27 @@ def test_a_store_built_on_ray_is_the_same_bytes_though_a_worker_dies(
 
     assert built(project, "ray", dying) == built(project, "alone", in_turn)
     assert mark.exists()
+
+
+def test_with_more_workers_than_processors_those_that_find_room_build_it_all(
+    cluster: None, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path)
+    assert built(project, "ray", RayBuildRunner(5)) == built(project, "alone", in_turn)
+
+
+def test_where_no_worker_finds_room_one_sentence_says_so(cluster: None, tmp_path: Path) -> None:
+    @ray.remote(num_cpus=2)
+    class Tenant:
+        def moved_in(self) -> None: ...
+
+    tenant = Tenant.remote()
+    ray.get(tenant.moved_in.remote())
+    said = r"no Ray worker has answered for 3 s; each of 2 asks for 1 CPU.* 2 \(0 free\)"
+    with pytest.raises(StageError, match=said) as raised:
+        built(make_project(tmp_path), "ray", RayBuildRunner(2, patience=3.0))
+    ray.kill(tenant)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_error_in_a_worker_keeps_its_sentence(cluster: None, tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from serving.ray_cluster import connected
 from serving.trainer.ray_trainer import RayTrainer
-from terrafine.errors import TrainingError
+from serving.trainer.relay import Relay
+from terrafine.errors import StorageError, TrainingError
 from terrafine.progress import EVENTS_VARIABLE
 from terrafine.stages import ENGINE, Job
 from tests.disks import small_disk
@@ -149,9 +151,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     cluster: None, project: Project, alone: Project, tmp_path: Path
 ) -> None:
     for disk in small_disk(tmp_path / "disk", kilobytes=50_000):
-        job = on_ray(project, workers=2, storage=str(disk))
+        job = on_ray(project, workers=2, storage=str(disk), max_failures=1)
         threading.Thread(target=fill_once_checkpointed, args=(disk,), daemon=True).start()
-        with pytest.raises(TrainingError, match=r"the checkpoint of step (\d+) is kept in") as told:
+        with pytest.raises(StorageError, match=r"the checkpoint of step (\d+) is kept in") as told:
             ENGINE.run(job, STAGE)
         assert "No space left" in str(told.value)
         kept = sorted(int(path.stem) for path in disk.rglob("checkpoints/*.json"))
@@ -284,3 +286,34 @@ def test_the_pipeline_trains_on_two_workers(project: Project) -> None:
     bars = {event["name"]: event["done"] for event in events if "name" in event}
     assert bars["train preliminary"] > 0
     assert bars["train"] > 0
+
+
+def test_a_disk_that_has_space_again_lets_the_training_go_on(
+    cluster: None, project: Project, alone: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = project.root / "events"
+    events.touch()
+    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+
+    def fill_for_a_while(disk: Path) -> None:
+        fill_once_checkpointed(disk)
+        while "start again from the last checkpoint" not in events.read_text():
+            time.sleep(0.01)
+        (disk / "filler").unlink()
+
+    for disk in small_disk(tmp_path / "disk", kilobytes=50_000):
+        job = on_ray(project, workers=2, storage=str(disk))
+        threading.Thread(target=fill_for_a_while, args=(disk,), daemon=True).start()
+        ENGINE.run(job, STAGE)
+        assert "No space left" in events.read_text()
+        assert_same_curve(project, alone)
+
+
+def test_a_mailbox_that_is_lost_is_there_again(cluster: None) -> None:
+    relay, deadline = Relay.start(), time.monotonic() + 120
+    assert relay.take(seconds=120) == []
+    ray.kill(relay.actor, no_restart=False)
+    while not (taken := relay.take(seconds=5)):
+        assert time.monotonic() < deadline, "nobody answers"
+        relay.send({"warning": "still here"})
+    assert taken[0] == {"warning": "still here"}

@@ -211,7 +211,7 @@ def test_a_full_disk_loses_nothing_that_was_done(project: Project) -> None:
 
 def test_two_runs_do_not_work_on_one_stage(tmp_path: Path) -> None:
     project = make_project(tmp_path)
-    project.change_spec(training={"preliminary_epochs": 200})
+    project.change_spec(training={"preliminary_epochs": 2000})
     ENGINE.run(job_of(project), "label")
     command = [
         Path(sys.executable).with_name("terrafine"), "train", project.spec, "--preliminary",

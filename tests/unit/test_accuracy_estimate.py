@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from terrafine.accuracy import (
     compare,
     estimate,
     mcnemar_mid_p,
+    sample,
 )
 from terrafine.accuracy.confusion import CLASS_FIGURES, OVERALL_FIGURES
 from terrafine.errors import AccuracyError
+from terrafine.geometry import PixelGrid, Window
 from terrafine.legend import SEVEN
+from terrafine.spec import AssessSpec, ChipsSpec, ReferenceSpec
 
 CODES = SEVEN.codes
 
@@ -59,6 +63,71 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         oa = estimate(samples, CODES, resamples=300, seed=trial).figures["overall_accuracy"]
         hits += oa.low <= truth <= oa.high
     assert 0.90 <= hits / 200 <= 0.99
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A map that is right on ``truth`` of an endless plain, by patches of 50 x 50 pixels."""
+
+    right: np.ndarray
+    truth: float = 0.8
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Patches:
+        return cls(rng.random((24, 24)) < cls.truth)
+
+    def read(self, grid: PixelGrid, window: Window) -> np.ndarray:
+        """The reference: cropland everywhere."""
+        return np.ones(window.shape, np.uint8)
+
+    def map(self, window: Window) -> np.ndarray:
+        rows, cols = (np.arange(*ends) // 50 for ends in (
+            (window.row, window.stop_row), (window.col, window.stop_col)
+        ))  # fmt: skip
+        return np.where(self.right[np.ix_(rows, cols)], 1, 2).astype(np.uint8)
+
+
+def held_out_coverage(unit: int | None) -> int:
+    """In how many of 100 maps, assessed on 30 held-out chips, the 95 % interval has the truth."""
+    chips = ChipsSpec(size=64, block=1)
+    assess = AssessSpec(reference=ReferenceSpec(file="r.tif"), unit=unit)
+    grid, hits = PixelGrid("EPSG:32650", 3.0, 3.0, 0.0, 0.0), 0
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        land = Patches.drawn(rng)
+        places = rng.choice(18 * 18, 30, replace=False)
+        windows = [Window(64 * int(p // 18), 64 * int(p % 18), 64, 64) for p in places]
+        samples = sample(land.map, grid, windows, land, unit=assess.unit_of(chips))
+        oa = estimate(samples, CODES, resamples=300, seed=trial).figures["overall_accuracy"]
+        hits += oa.low <= land.truth <= oa.high
+    return hits
+
+
+def test_intervals_over_what_was_held_out_cover_the_truth_where_errors_come_in_patches() -> None:
+    """Neighbouring blocks of 16 pixels err together, so that intervals over them are too narrow."""
+    assert held_out_coverage(None) >= 90
+    assert held_out_coverage(16) < 75
+
+
+def test_the_resampled_unit_is_the_held_out_block_unless_the_spec_says_otherwise() -> None:
+    reference = ReferenceSpec(file="r.tif")
+    chips = ChipsSpec(size=256, block=3)
+    assert AssessSpec(reference=reference).unit_of(chips) == 768
+    assert AssessSpec(reference=reference, unit=32).unit_of(chips) == 32
+
+
+def test_intervals_of_ten_units_are_as_wide_as_students() -> None:
+    """Plain percentiles would have the truth nine times in ten."""
+    rng, hits = np.random.default_rng(5), 0
+    for trial in range(600):
+        gain = rng.binomial(200, rng.normal(0.5, 0.1, 10).clip(0.1, 0.9))
+        right = np.arange(200) < gain[:, None]
+        first = codes(np.where(right, 1, 2).ravel())
+        second = codes(np.where(right, 2, 1).ravel())
+        samples = Samples(first, codes(np.ones(2000)), np.arange(10).repeat(200), second)
+        found = compare(samples, CODES, first="a", second="b", seed=trial).difference
+        hits += found.low <= 0 <= found.high
+    assert 0.925 <= hits / 600 <= 0.98
 
 
 def test_pixels_of_one_block_count_as_one_observation() -> None:

@@ -89,9 +89,9 @@ def test_a_raster_reference_is_sampled_at_every_pixel_of_the_windows() -> None:
 @pytest.mark.parametrize("tile", [7, 33, 2048])
 def test_what_is_read_at_once_changes_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     land, other, reference = raster(0, 255), raster(2, 255), raster(1, 0)
-    whole = estimate(sample(land, GRID, [EXTENT], reference, read_other=other), CODES)
+    whole = estimate(sample(land, GRID, [EXTENT], reference, read_other=other, unit=16), CODES)
     monkeypatch.setattr(sampling, "_RASTER_TILE", tile)
-    pieces = sample(land, GRID, [EXTENT], reference, read_other=other)
+    pieces = sample(land, GRID, [EXTENT], reference, read_other=other, unit=16)
     assert estimate(pieces, CODES).figures == whole.figures
     assert estimate(pieces, CODES).units == whole.units
     assert max(w.width for w in land.windows[1:]) <= tile
@@ -100,7 +100,7 @@ def test_what_is_read_at_once_changes_nothing(tile: int, monkeypatch: pytest.Mon
 def test_pixels_outside_the_held_out_windows_are_not_looked_at() -> None:
     held_out = [Window(EXTENT.row, EXTENT.col, 20, 20), Window(EXTENT.row + 20, EXTENT.col, 20, 20)]
     land, reference = raster(0, 255), raster(1, 0, first=1)
-    samples = sample(land, GRID, held_out, reference)
+    samples = sample(land, GRID, held_out, reference, unit=16)
     assert samples.size == 2 * 20 * 20
     for window in [*land.windows, *reference.windows]:
         assert any(window.intersection(chip) == window for chip in held_out)
@@ -109,17 +109,17 @@ def test_pixels_outside_the_held_out_windows_are_not_looked_at() -> None:
 def test_overlapping_windows_would_count_a_pixel_twice() -> None:
     chips = [Window(0, 0, 16, 16), Window(40, 0, 16, 16), Window(15, 15, 16, 16)]
     with pytest.raises(AccuracyError, match="overlap"):
-        sample(raster(0, 255), GRID, chips, raster(1, 0))
+        sample(raster(0, 255), GRID, chips, raster(1, 0), unit=16)
 
 
 def test_a_second_map_is_sampled_at_the_same_places() -> None:
     land, product, reference = raster(0, 255), raster(2, 255), raster(1, 0)
-    samples = sample(land, GRID, [EXTENT], reference, read_other=product)
+    samples = sample(land, GRID, [EXTENT], reference, read_other=product, unit=16)
     expected = ConfusionMatrix.from_codes(product.codes, reference.codes, CODES)
     found = estimate(samples.of_other(), CODES)
     np.testing.assert_array_equal(found.matrix.counts, expected.counts)
     points = points_at([(EXTENT.row + 3.5, EXTENT.col + 9.5)], [2])
-    at_point = sample(land, GRID, [EXTENT], points, read_other=product)
+    at_point = sample(land, GRID, [EXTENT], points, read_other=product, unit=16)
     assert at_point.mapped[0] == land.codes[3, 9]
     assert at_point.other is not None
     assert at_point.other[0] == product.codes[3, 9]
@@ -143,7 +143,7 @@ def test_a_point_gets_the_class_of_the_pixel_that_holds_it(
         [(EXTENT.row + row + dy, EXTENT.col + col + dx) for row, col, dy, dx, _ in drawn],
         [code for *_, code in drawn],
     )
-    samples = sample(land, GRID, list(EXTENT.tiles(64)), points)
+    samples = sample(land, GRID, list(EXTENT.tiles(64)), points, unit=16)
     snapped = EXTENT.snapped(64)
     expected = sorted(
         (int(land(Window(EXTENT.row + row, EXTENT.col + col, 1, 1))[0, 0]), code)
@@ -163,13 +163,15 @@ def test_a_window_ends_where_its_neighbour_begins() -> None:
     outside = [(-1, 0), (0, -1), (5, 0), (0, 5)]
     for places, size in ((inside, 4), (outside, 0)):
         pixels = [(corner[0] + row + 0.5, corner[1] + col + 0.5) for row, col in places]
-        assert sample(raster(0, 255), GRID, [window], points_at(pixels, [1] * 4)).size == size
+        assert (
+            sample(raster(0, 255), GRID, [window], points_at(pixels, [1] * 4), unit=16).size == size
+        )
 
 
 def test_many_points_of_one_tile_are_read_at_once_and_nothing_else() -> None:
     land = raster(0, 255)
     pixels = [(EXTENT.row + 10.5 + i, EXTENT.col + 20.5 + i) for i in range(5)]
-    sample(land, GRID, [EXTENT], points_at(pixels, [1] * 5))
+    sample(land, GRID, [EXTENT], points_at(pixels, [1] * 5), unit=16)
     assert len(land.windows) <= 4
     assert sum(w.height * w.width for w in land.windows) <= 25
 
@@ -177,14 +179,16 @@ def test_many_points_of_one_tile_are_read_at_once_and_nothing_else() -> None:
 def test_points_that_the_zone_cannot_hold_are_no_samples() -> None:
     points = points_at([(EXTENT.row + 0.5, EXTENT.col + 0.5)] * 2, [1, 1])
     points.x[0] = np.inf
-    assert sample(raster(0, 255), GRID, [EXTENT], points).size == 1
+    assert sample(raster(0, 255), GRID, [EXTENT], points, unit=16).size == 1
 
 
 @pytest.mark.parametrize("windows", [[], [Window(0, 0, 64, 64)]])
 def test_without_any_reference_in_the_windows_there_is_no_sample(windows: list[Window]) -> None:
     points = points_at([(EXTENT.row + 0.5, EXTENT.col + 0.5)], [1])
     for reference in (raster(1, 0), points):
-        samples = sample(raster(0, 255), GRID, windows, reference, read_other=raster(2, 255))
+        samples = sample(
+            raster(0, 255), GRID, windows, reference, read_other=raster(2, 255), unit=16
+        )
         assert samples.size == 0
         assert samples.of_other().size == 0
         assert estimate(samples, CODES).figures["overall_accuracy"].value is None
@@ -192,4 +196,4 @@ def test_without_any_reference_in_the_windows_there_is_no_sample(windows: list[W
 
 def test_a_reader_that_gives_another_window_is_refused() -> None:
     with pytest.raises(AccuracyError, match=r"\(5, 5\) pixels"):
-        sample(lambda _: np.ones((5, 5), np.uint8), GRID, [EXTENT], raster(1, 0))
+        sample(lambda _: np.ones((5, 5), np.uint8), GRID, [EXTENT], raster(1, 0), unit=16)

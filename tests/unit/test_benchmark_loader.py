@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
 @pytest.mark.slow
 def test_the_benchmark_of_the_loader_writes_its_figures(tmp_path: Path) -> None:
     options = {"gigabytes": 0.004, "memory": 900, "chip": 128, "crop": 65, "crops": 20, "steps": 2}
+    options |= {"arch": "unet_w2"}
     arguments = [f"--{name}={value}" for name, value in options.items()]
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments, "--json", tmp_path / "loader.json", "--folder",

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from terrafine.chips import (
     ChipStore,
     GroupRecord,
     build_chips,
+    in_processes,
     in_turn,
     local_runner,
     open_chips,
@@ -34,14 +38,18 @@ from terrafine.errors import (
     ChipStoreError,
     LegendError,
     RasterError,
+    StageError,
     StorageError,
     TerrafineError,
+    UnreachableError,
 )
+from terrafine.raster import files as raster_files
 from terrafine.raster import open_class_raster, open_mosaics
 from terrafine.spec import load_spec
 from terrafine.storage import Storage
-from tests.buckets import s3_bucket
+from tests.buckets import Weather, s3_bucket, s3_bucket_in
 from tests.disks import small_disk
+from tests.processes import family, living
 from tests.scenes import CRS, TRANSFORM, Project, write_raster
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -194,7 +202,7 @@ def test_a_killed_build_goes_on_where_it_was(project: Project) -> None:
 def test_a_killed_process_leaves_a_build_to_go_on_from(project: Project) -> None:
     path = project.root / "chips"
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.test_chips_build", project.root], env=QUIET
+        [sys.executable, "-m", "tests.unit.test_chips_build", project.root, "1"], env=QUIET
     )
     record = path / "build" / "00000001.json"
     while not record.exists():
@@ -205,6 +213,174 @@ def test_a_killed_process_leaves_a_build_to_go_on_from(project: Project) -> None
     again: list[int] = []
     build(project, path, runner=noting(again)).verify()
     assert 0 not in again
+    assert files(path) == files(Path(build(project, project.root / "whole").storage.location))
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_build_leaves_no_processes(project: Project) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.unit.test_chips_build", project.root, "2"], env=QUIET
+    )
+    while not (project.root / "chips" / "build" / "00000001.json").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    cutting = family(child.pid)
+    assert len(cutting) >= 2
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not living(cutting, seconds=120)
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Cuts a group's chips, and is killed over one of them."""
+
+    build: BuildGroup
+    group: int
+
+    def __call__(self, group: int) -> GroupRecord:
+        if group == self.group:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.build(group)
+
+
+@pytest.mark.timeout(240)
+def test_a_process_that_is_killed_ends_the_build_which_goes_on_when_run_again(
+    project: Project,
+) -> None:
+    path = project.root / "chips"
+
+    def too_large(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+        return in_processes(OutOfMemory(build, 3), groups, 2)
+
+    with pytest.raises(StageError, match=r"2 processes that cut chips died.*lower chips\.workers"):
+        build(project, path, runner=too_large)
+    again: list[int] = []
+    build(project, path, runner=noting(again)).verify()
+    assert 3 in again
+    assert 0 not in again
+
+
+def read_until(group: int, fails: Callable[[], object]) -> BuildRunner:
+    """From that group on the imagery cannot be read."""
+
+    def run(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+        for number in groups:
+            if number == group:
+                fails()
+            yield build(number)
+
+    return run
+
+
+def test_what_is_finished_is_kept_while_a_bucket_with_imagery_cannot_be_reached(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MAX_RETRY": "1", "RETRY_DELAY": "0.01"}.items():
+        monkeypatch.setitem(raster_files._REMOTE, f"GDAL_HTTP_{name}", value)
+    weather, path = Weather(), project.root / "chips"
+    with s3_bucket_in(weather) as bucket:
+        scenes = Storage.at(f"{bucket}/scenes")
+        scenes.write("scene_20200601.tif", (project.root / "scene.tif").read_bytes())
+        catalogue = {"source": scenes.location}
+        project.change_spec(imagery={"scenes": [], "catalogue": catalogue, "nodata": 0})
+
+        def outage() -> None:
+            weather.instead["scene_"] = repeat(503)
+            raster_files._FILES.close(f"{scenes}/scene_20200601.tif")
+
+        with pytest.raises(UnreachableError, match="what is finished is kept"):
+            build(project, path, runner=read_until(3, outage))
+        weather.instead.clear()
+        again: list[int] = []
+        build(project, path, runner=noting(again)).verify()
+        assert again
+        assert again[0] == 3
+        assert files(path) == files(Path(build(project, project.root / "whole").storage.location))
+
+
+def test_what_is_finished_is_kept_while_a_disk_with_imagery_cannot_be_read(
+    project: Project,
+) -> None:
+    path, scene = project.root / "chips", project.root / "scene.tif"
+    whole = scene.read_bytes()
+    with pytest.raises(RasterError, match=r"scene\.tif: cannot be read"):
+        build(project, path, runner=read_until(3, lambda: scene.write_bytes(whole[:1000])))
+    scene.write_bytes(whole)
+    again: list[int] = []
+    build(project, path, runner=noting(again)).verify()
+    assert again
+    assert again[0] == 3
+
+
+def killed_at(step: int, patch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Kill this process, as it were, before the step-th change of a store, or in the midst of a
+    removal; counts them."""
+    steps = count()
+
+    def killing(change: Callable[..., Any], half: Callable[..., object]) -> Callable[..., Any]:
+        def changed(*args: Any, **options: Any) -> Any:
+            if next(steps) == step:
+                half(*args)
+                raise Killed
+            return change(*args, **options)
+
+        return changed
+
+    def half_cleared(storage: Storage, folder: str = "") -> None:
+        for name in storage.names(folder)[::2]:
+            (Path(storage.location) / name).unlink()
+
+    for owner, name in ((Storage, "write"), (Storage, "delete"), (zarr.Group, "create_array")):
+        patch.setattr(owner, name, killing(getattr(owner, name), lambda *_: None))
+    patch.setattr(Storage, "clear", killing(Storage.clear, half_cleared))
+    return steps
+
+
+@pytest.mark.parametrize("before", ["nothing", "another store", "codes that are unknown"])
+def test_a_build_killed_at_any_step_leaves_what_the_next_one_goes_on_from(
+    project: Project, before: str
+) -> None:
+    project.change_spec(chips={"size": 64, "max_missing": 0.2})
+    other = Path(build(project, project.root / "other").storage.location)
+    project.change_spec(chips={"max_missing": 0.5}, labels={"crosswalk": "FROM-GLC10"})
+    whole = files(Path(build(project, project.root / "whole").storage.location))
+    for step in count():
+        path = project.root / f"chips{step}"
+        if before == "another store":
+            shutil.copytree(other, path)
+        if before == "codes that are unknown":
+            project.change_spec(labels={"crosswalk": "NLCD"})
+        with pytest.MonkeyPatch.context() as patch:
+            steps = killed_at(step, patch)
+            with suppress(Killed, LegendError):
+                build(project, path)
+            made = next(steps)
+        project.change_spec(labels={"crosswalk": "FROM-GLC10"})
+        build(project, path)
+        assert files(path) == whole, f"killed at step {step}"
+        if made <= step:
+            break
+    assert step > 8
+
+
+def test_a_store_that_is_whole_is_not_built_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.root / "chips"
+
+    def killed(storage: Storage, folder: str = "") -> None:
+        if folder == "build" and (path / "chips.parquet").exists():
+            (path / "build" / "00000000.json").unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "clear", killed)
+        with pytest.raises(Killed):
+            build(project, path)
+    again: list[int] = []
+    build(project, path, runner=noting(again)).verify()
+    assert not again
     assert files(path) == files(Path(build(project, project.root / "whole").storage.location))
 
 
@@ -235,7 +411,7 @@ def test_a_store_in_a_bucket_is_the_one_on_disk(project: Project, bucket: str) -
             assert (a == b).all()
     stored = Storage.at(f"{bucket}/run/chips")
     assert {name: stored.read(name) for name in stored.names()} == files(project.root / "chips")
-    with pytest.raises(ChipStoreError, match="from a process forked from one that has used it"):
+    with pytest.raises(StorageError, match="from a process forked from one that has used it"):
         multiprocessing.get_context("fork").Pool(1).apply(there.crop, (0, 0, 0, 32))
     gone = f"label/c.{here.positions[-1] // 8}.0.0"
     stored.delete([gone])
@@ -354,7 +530,9 @@ def test_nan_in_the_imagery_is_refused(project: Project) -> None:
     image_CHW = project.image_CHW.astype(np.float32)
     image_CHW[3, 100, 90] = np.nan
     write_raster(project.root / "scene.tif", image_CHW, nodata=0)
-    message = refusal(project, RasterError)
+    with pytest.raises(RasterError) as error:
+        build(project)
+    message = str(error.value)
     assert "scene.tif: band 4, row 100, column 90 holds nan" in message
     assert "imagery.nodata" in message
 
@@ -424,13 +602,16 @@ def test_zion_gives_chips_of_many_classes(zion: Path, tmp_path: Path) -> None:
         assert present.sum() == 6, "all but snow/ice, on both sides"
 
 
-def _slowly(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
-    for group in groups:
-        yield build(group)
-        time.sleep(0.2)
+def _slowly(workers: int) -> BuildRunner:
+    def run(build: BuildGroup, groups: Sequence[int]) -> Iterator[GroupRecord]:
+        for record in local_runner(workers)(build, groups):
+            yield record
+            time.sleep(0.2)
+
+    return run
 
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     empty = np.empty(0)
-    build(Project(root, empty, empty), root / "chips", runner=_slowly)
+    build(Project(root, empty, empty), root / "chips", runner=_slowly(int(sys.argv[2])))

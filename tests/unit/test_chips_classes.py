@@ -10,12 +10,14 @@ import pytest
 from terrafine.chips import require_classes
 from terrafine.errors import ChipStoreError
 from terrafine.legend import LEGENDS
+from terrafine.storage import Storage
 
 
 class Shares:
     """Cropland everywhere; water on chip 0 only; the other classes nowhere."""
 
     legend = LEGENDS["seven"]
+    storage = Storage("s3://maps/chips")
 
     def class_shares(self) -> np.ndarray:
         shares_NK = np.zeros((4, len(self.legend.names)))
@@ -28,7 +30,9 @@ def test_a_class_of_the_validation_chips_that_no_training_chip_has_is_refused() 
     with pytest.raises(ChipStoreError) as error:
         require_classes(Shares(), [1, 2], [0, 3])
     message = str(error.value)
-    assert message.startswith("no training chip has class water, which validation chips have (0.05")
+    assert message.startswith(
+        "s3://maps/chips: no training chip has class water, which validation chips have (0.05"
+    )
     assert "chips.block" in message
     assert "filter.min_agreement" in message
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
 import zarr
+from numcodecs.checksum32 import CRC32C
 
-from terrafine.chips import ChipStore, build_chips, open_chips
+from terrafine.chips import ChipStore, build_chips, open_chips, shards
+from terrafine.chips.layout import shard_name
 from terrafine.chips.shards import ShardReader
-from terrafine.errors import ChipStoreError
+from terrafine.errors import ChipStoreError, StorageError
 from terrafine.raster import open_class_raster, open_mosaics
 from terrafine.spec import load_spec
+from terrafine.storage import Storage
+from tests.buckets import Weather, s3_bucket_in
 from tests.scenes import Project, make_project
 
 
@@ -131,6 +138,46 @@ def test_a_crop_reads_only_the_chunks_it_touches(large: ChipStore) -> None:
         shard.write_bytes(whole)
 
 
+@dataclass(frozen=True)
+class Indexes(Storage):
+    """The index of every shard; counts how often each is fetched."""
+
+    fetched: Counter[str] = field(default_factory=Counter)
+
+    def ranges(self, name: str, parts: Sequence[tuple[int, int]]) -> list[memoryview]:
+        self.fetched[name] += 1
+        ((_, length),) = parts
+        return [memoryview(bytes(CRC32C(location="end").encode(bytes(length - 4))))]
+
+
+def index_reader(groups: int) -> tuple[ShardReader, Indexes]:
+    """Of a store of so many groups of chips of 1024."""
+    names = [shard_name(name, group) for group in range(groups) for name in ("image", "label")]
+    indexes = Indexes("nowhere")
+    return ShardReader(indexes, bands=4, size=1024, shards=dict.fromkeys(names, 10**7)), indexes
+
+
+def test_of_the_papers_store_every_shard_index_is_fetched_once() -> None:
+    reader, indexes = index_reader(102_000 // 8)
+    for _ in range(2):
+        for name in reader.shards:
+            assert reader.index(name).shape == (8, 4, 4, 2)
+    assert set(indexes.fetched.values()) == {1}
+
+
+def test_what_is_remembered_of_a_larger_store_stays_and_the_rest_is_fetched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shards, "_REMEMBERED", 3 * 2048)
+    reader, indexes = index_reader(4)
+    for name in reader.shards:
+        reader.index(name)
+    with ThreadPoolExecutor(8) as pool:
+        for index in pool.map(reader.index, [*reader.shards] * 50):
+            assert index.shape == (8, 4, 4, 2)
+    assert sorted(indexes.fetched.values()) == [1] * 3 + [51] * 5
+
+
 def _sum(store: ChipStore) -> int:
     return int(store.crop(1, 0, 0, 32)[0].astype(np.int64).sum())
 
@@ -199,13 +246,40 @@ def lose_while_open(path: Path) -> None:
     (path / "image" / "c.0.0.0.0").unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_shard, flip_index, cut_while_open, lose_while_open])
+@pytest.mark.parametrize("damage", [flip_shard, flip_index])
 def test_a_damaged_chip_is_named_when_it_is_read(
     store: ChipStore, damage: Callable[[Path], None]
 ) -> None:
     damage(folder(store))
     with pytest.raises(ChipStoreError, match=rf"chip {store.table['id'][0]} cannot be read"):
         store.crop(0, 0, 0, 32)
+
+
+@pytest.mark.parametrize("damage", [cut_while_open, lose_while_open])
+def test_a_shard_that_cannot_be_fetched_is_named(
+    store: ChipStore, damage: Callable[[Path], None]
+) -> None:
+    damage(folder(store))
+    with pytest.raises(StorageError, match=r"/(image|label)/c\.0\.0\S*: cannot read it"):
+        store.crop(0, 0, 0, 32)
+    with pytest.raises(ChipStoreError, match=r"shard (image|label)/c\.0\."):
+        open_chips(store.storage)
+
+
+def test_a_store_that_cannot_be_reached_is_not_called_damaged(built: Path) -> None:
+    weather = Weather()
+    with s3_bucket_in(weather) as bucket:
+        there, here = Storage.at(f"{bucket}/chips"), Storage.at(built)
+        for name in here.names():
+            there.write(name, here.read(name) or b"")
+        store = open_chips(there)
+        weather.instead = {"/c.": repeat(403), "image/zarr.json": repeat(403)}
+        with pytest.raises(StorageError, match=r"image/c\.0\S*: cannot read it .*credentials"):
+            store.crop(0, 0, 0, 32)
+        with pytest.raises(StorageError, match=r"image/zarr\.json: cannot read it .*credentials"):
+            open_chips(there)
+        weather.instead.clear()
+        open_chips(there).verify(most=2)
 
 
 def test_not_one_shard_is_opened_to_open_a_store(store: ChipStore) -> None:

@@ -7,11 +7,26 @@ from typing import Any
 
 import pytest
 import yaml
+from affine import Affine
 
-from terrafine.comparison import paper_matrix, read_plan
-from terrafine.errors import SpecError
+from terrafine.comparison import Cell, paper_matrix, read_plan, run_cells
+from terrafine.errors import AccuracyError, SpecError
 from terrafine.spec import load_spec, parse_spec
-from tests.scenes import SPEC
+from terrafine.stages import Job, Manifest
+from tests.scenes import SPEC, TRANSFORM, make_project, write_raster
+
+
+class Nobody:
+    """Watches nothing, and must not be told of a cell."""
+
+    def cell(self, cell: Cell, number: int, total: int) -> None:
+        raise AssertionError(f"{cell} was run")
+
+    def stage(self, manifest: Manifest, *, was_done: bool) -> None:
+        """No cell, no stage."""
+
+    def failed(self, error: str) -> None:
+        """No cell, no failure."""
 
 
 def spec_file(folder: Path, **changes: Any) -> Path:
@@ -173,6 +188,11 @@ def test_a_search_is_refused_where_it_would_overrule_or_be_overruled(tmp_path: P
         ({"variants": {"a": {}}, "seeds": [1, 1]}, "one is named twice"),
         ({"variants": {"a": {"seed": 2}}}, "seed is set by `seeds`"),
         ({"variants": {"a": {}, "b": {"assess": {"unit": 8}}}}, "variant b has another `assess`"),
+        (
+            {"variants": {"a": {"assess": {"unit": 8}}}},
+            "variant a has another `assess` than the base",
+        ),
+        ({"variants": {"a": {"chips": {"block": 3}}}}, "holds out blocks of 96 pixels .* of 32"),
         ({"variants": {"a": {}}, "base": "../spec.yaml"}, "leaves the data root"),
         ({"variants": {"a": {}}, "base": "gone.yaml"}, r"gone\.yaml: cannot be read"),
     ],
@@ -183,6 +203,26 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     with pytest.raises(SpecError, match=says) as caught:
         read_plan(comparison_file(tmp_path, **keys))
     assert "\n" not in str(caught.value)
+
+
+def test_chips_of_another_size_that_hold_out_the_same_blocks_are_compared(tmp_path: Path) -> None:
+    smaller = {"chips": {"size": 16, "block": 2}, "training": {"crop": 16}}
+    plan = read_plan(comparison_file(tmp_path, variants={"a": {}, "smaller": smaller}))
+    assert plan.variants == ("a", "smaller")
+
+
+def test_imagery_on_another_grid_is_refused_before_any_cell_is_run(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    off = TRANSFORM @ Affine.translation(0.5, 0)
+    write_raster(tmp_path / "off.tif", project.image_CHW, nodata=0, transform=off)
+    scenes = {"imagery": {"scenes": [{"name": "off", "files": ["off.tif"]}]}}
+    other_bands = {"imagery": {"bands": ["red", "green", "blue"]}}
+    keys = {"base": "spec.yaml", "variants": {"a": {}, "rgb": other_bands, "off": scenes}}
+    (tmp_path / "nets.yaml").write_text(yaml.safe_dump(keys, sort_keys=False))
+    plan = read_plan(tmp_path / "nets.yaml")
+    with pytest.raises(AccuracyError, match="imagery of variant off lies on another grid"):
+        run_cells(plan, lambda spec: Job(spec, tmp_path, tmp_path / "run"), Nobody())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_is_neither_spec_nor_comparison_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from serving.engines import RAY_ADDRESS, gpu_share
@@ -28,3 +31,16 @@ def test_on_a_cluster_each_has_a_gpu_and_other_engines_have_none(
     monkeypatch.setenv(RAY_ADDRESS, "ray:6379")
     assert gpu_share(MappingSpec(predictor="torch", workers=3)) == 1.0
     assert gpu_share(MappingSpec(predictor="onnx", workers=3)) == 0.0
+
+
+def test_workers_of_a_map_and_steps_of_a_pipeline_load_nothing_that_they_do_not_use() -> None:
+    """Each of them is a process of its own that waits for its imports."""
+    asked = """
+import sys
+import serving.mapper.predictors, serving.mapper.runner
+print({"torch", "pandas", "geopandas", "matplotlib", "kubernetes"} & sys.modules.keys())
+import components.stage
+print({"ray.train", "matplotlib", "kubernetes"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["set()", "set()", ""]

@@ -16,7 +16,7 @@ from terrafine.export import (
     export_model,
     export_onnx,
 )
-from terrafine.export.variants import Variant
+from terrafine.export.session import Variant
 from terrafine.legend import SEVEN
 from terrafine.mapping import OnnxPredictor, Prediction
 from terrafine.models import RawInput, RawModel

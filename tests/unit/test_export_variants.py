@@ -14,8 +14,7 @@ from terrafine.export import (
     save_bundle,
     write_release,
 )
-from terrafine.export.session import INPUT, OUTPUTS
-from terrafine.export.variants import Variant
+from terrafine.export.session import INPUT, OUTPUTS, Variant
 from terrafine.legend import FBP
 from terrafine.models import build_network, changed_channels
 from terrafine.pruning import plan_pruning, without_zeroed, zero_filters

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from terrafine.accuracy.published import DONG_PRODUCT_10M
+from terrafine.errors import DatasetError
 from terrafine.geometry import PixelGrid, Window
 from terrafine.landscape.cover import Cover, make_cover
 from terrafine.landscape.optics import reflectance
@@ -117,6 +118,13 @@ def test_a_class_that_does_not_occur_is_no_obstacle() -> None:
     product = made_from(blocks(300))
     assert product.matrix[:, 6].sum() == 0
     assert product.overall_accuracy == pytest.approx(PUBLISHED_OA, abs=0.005)
+
+
+def test_a_product_that_cannot_reach_the_published_accuracy_is_refused() -> None:
+    """Single pixels of changing class: most cells are wrong before any is confused."""
+    speckle = np.random.default_rng(0).integers(1, 7, (96, 96)).astype(np.uint8)
+    with pytest.raises(DatasetError, match=r"96 x 96 .* 81\.2 % are wanted .* larger size"):
+        made_from(speckle)
 
 
 def test_without_confusions_a_cell_is_the_class_on_most_of_its_area() -> None:

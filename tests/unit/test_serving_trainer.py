@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import ray
+from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from serving.ray_cluster import Cluster
+from serving.trainer import ray_trainer, worker
 from serving.trainer.choose import trainer_for
 from serving.trainer.failures import FailureRules, explain_loss
 from serving.trainer.ray_trainer import RayTrainer, Scale
 from serving.trainer.relay import Mailbox
-from terrafine.errors import ChipStoreError, StageError, TrainingError
-from terrafine.progress import Event
+from serving.trainer.shared import marked, require_shared
+from serving.trainer.worker import WorkerConfig, work
+from terrafine.errors import ChipStoreError, StageError, StorageError, TrainingError, WorkerError
+from terrafine.progress import Event, forwarded
 from terrafine.spec import ModelSpec, TrainingSpec
 from terrafine.stages.fit import TrainingTask, fit
-from tests.unit.training_scene import LEGEND
+from terrafine.storage import Storage
+from terrafine.training import patience
+from tests.unit.training_scene import LEGEND, StopAfter, run, with_spec
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("gone"))
 CUT_OFF = RuntimeError("Connection closed by peer [10.0.0.7]:17301\nmore that nobody reads")
+OUTAGE = StorageError("s3://bucket/run: cannot write it (503)")
+ECHO = WorkerError("the first worker could not write; its own message says why")
 
 
 class Heard:
@@ -98,6 +113,44 @@ def test_a_lost_worker_is_told_and_counted() -> None:
     assert len(heard.events) == 1, "the last loss is told by the error that ends the training"
 
 
+@pytest.mark.parametrize(
+    "failures",
+    [
+        {0: OUTAGE, 1: ECHO},
+        {0: ECHO, 1: OUTAGE},
+        {0: CUT_OFF, 1: OUTAGE},
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_tried_again_until_it_is_given_up(
+    failures: dict[int, Exception],
+) -> None:
+    heard = Heard()
+    rules = FailureRules(heard, allowed=1)  # type: ignore[arg-type]
+    rules.after_exception(None, failures)
+    (told,) = heard.events
+    assert f"{OUTAGE}); the workers start again from the last checkpoint" in str(told["warning"])
+    rules.after_exception(None, failures)
+    assert len(heard.events) == 1
+    # what Ray says when it tries no more
+    given_up = ray_trainer._given_up(
+        WorkerGroupError("no more tries", failures), task_of(), Cluster(private=True, session=None)
+    )
+    assert given_up is OUTAGE
+
+
+def test_a_reading_process_that_is_lost_is_tried_again() -> None:
+    heard = Heard()
+    rules = FailureRules(heard, allowed=1)  # type: ignore[arg-type]
+    rules.after_exception(None, {1: WorkerError("a process that reads chips stopped")})
+    assert "training worker 1 failed" in str(heard.events[0]["warning"])
+
+
+def test_what_no_new_try_changes_comes_before_a_storage_that_may_return() -> None:
+    rules = FailureRules(Heard(), allowed=3)  # type: ignore[arg-type]
+    with pytest.raises(ChipStoreError):
+        rules.after_exception(None, {0: OUTAGE, 1: DEAD, 2: ChipStoreError("damaged")})
+
+
 def test_a_failure_is_told_in_one_line() -> None:
     assert explain_loss({1: CUT_OFF}) == (
         "training worker 1 failed (RuntimeError: Connection closed by peer [10.0.0.7]:17301)"
@@ -115,6 +168,107 @@ def test_a_mailbox_keeps_the_newest_bar_and_every_word() -> None:
     ]
     assert [event["done"] for event in taken if "name" in event] == [4]
     assert box.take() == []
+
+
+def test_another_number_of_workers_is_told() -> None:
+    box = Mailbox()
+    for workers in (4, 4, 3, 3):
+        box.began(workers)
+    (told,) = box.take()
+    assert told["warning"] == (
+        "3 workers go on from the last checkpoint, where there were 4 before"
+    )
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "SECONDS_TO_APPEAR", 0.0)
+
+
+def test_what_the_driver_wrote_is_seen_where_storage_is_shared(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    with marked(storage) as first, marked(storage) as second:
+        assert first != second, "an older one would prove nothing"
+        require_shared(storage, first)
+    assert storage.names() == []
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_worker_without_the_drivers_storage_says_so_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(workers=2).model_copy(update={"storage": str(tmp_path / "other disk")})
+    monkeypatch.setattr(worker, "get_context", SimpleNamespace)
+    with marked(Storage.at(tmp_path)) as mark:
+        config = WorkerConfig(task=task.model_dump_json(), mark=mark, relay=None)  # type: ignore[typeddict-item]
+        with pytest.raises(
+            TrainingError, match=r"other disk: the machine .* give training\.storage"
+        ):
+            work(config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Storage of a training of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(folder, epochs=2)
+    return folder
+
+
+def test_the_driver_waits_for_a_last_checkpoint_that_it_does_not_see_yet(
+    trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=2, spec=with_spec(checkpoint_steps=1), observer=StopAfter(3))
+    threading.Timer(1.5, shutil.copytree, (trained, tmp_path), {"dirs_exist_ok": True}).start()
+    assert len(ray_trainer._result(Storage.at(tmp_path), 2).history) == 2
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_last_checkpoint_that_stays_away_is_told(trained: Path) -> None:
+    assert len(ray_trainer._result(Storage.at(trained), 2).history) == 2
+    with pytest.raises(TrainingError, match=r"their last checkpoint is not there; give"):
+        ray_trainer._result(Storage.at(trained), 3)
+
+
+@dataclass
+class Machines(Cluster):
+    """A cluster of so many GPUs."""
+
+    gpus: int = 0
+
+    def count(self, resource: str) -> int:
+        return {"GPU": self.gpus}[resource]
+
+
+def takes_gpus(device: str, gpus: int, *, private: bool) -> tuple[bool, list[Event]]:
+    """Whether 4 workers or more take GPUs, and what is said about it."""
+    told: list[Event] = []
+    spec = TrainingSpec.model_validate({"workers": (4, 8), "device": device})
+    with forwarded(told.append):
+        cluster = Machines(private=private, session=None, gpus=gpus)
+        return ray_trainer._takes_gpus(spec, Scale.of(spec), cluster), told
+
+
+@pytest.mark.parametrize("gpus", [1, 3, 4, 9])
+def test_a_cluster_with_some_gpus_is_waited_for(gpus: int) -> None:
+    assert takes_gpus("auto", gpus, private=False) == (True, [])
+
+
+def test_training_on_the_processors_of_a_cluster_is_told() -> None:
+    gpus, (told,) = takes_gpus("auto", 0, private=False)
+    assert not gpus
+    assert "set training.device to cuda" in str(told["warning"])
+    assert takes_gpus("cpu", 0, private=False) == (False, [])
+    assert takes_gpus("cuda", 0, private=False) == (True, [])
+
+
+def test_this_machine_grows_no_gpus() -> None:
+    assert takes_gpus("auto", 0, private=True) == (False, [])
+    assert takes_gpus("auto", 4, private=True) == (True, [])
+    for device, gpus in (("auto", 3), ("cuda", 0)):
+        with pytest.raises(TrainingError, match=f"this machine has {gpus}; lower"):
+            takes_gpus(device, gpus, private=True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from terrafine.errors import TrainingError
+from terrafine.errors import TrainingError, WorkerError
 from terrafine.training import Crops, learning_rate
 from terrafine.training.data import SYMMETRIES, WholeChips, as_indexes, symmetry
 from terrafine.training.feed import AHEAD, read_ahead
@@ -114,7 +114,7 @@ class _Dying(Landscape):
 
 
 def test_lost_reading_process_is_explained() -> None:
-    with pytest.raises(TrainingError, match=r"a process that reads chips stopped .*loader_workers"):
+    with pytest.raises(WorkerError, match=r"a process that reads chips stopped .*loader_workers"):
         list(read_ahead(crops(source=_Dying()), GROUPS, workers=1, pin_memory=False))
 
 

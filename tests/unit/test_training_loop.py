@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from terrafine.errors import TrainingError
+from terrafine.errors import LossError, TrainingError
 from terrafine.models import RawInput, RawModel, build_network
 from terrafine.spec import ModelSpec
 from terrafine.storage import Storage
@@ -205,7 +205,8 @@ def test_loss_that_is_no_number_stops_training_and_names_step_and_chips(tmp_path
     source = marked_landscape()
     spec = with_spec(batch=1, checkpoint_steps=1)
     says = (
-        r"epoch 1, step (\d) \(\1 in all\): the loss is nan on chips 2 \(field-2\); .*learning_rate"
+        r"epoch 1, step (\d) \(\1 in all\): the loss is nan on chips 2 \(field-2\)[;,] "
+        r".*learning_rate"
     )
     with pytest.raises(TrainingError, match=says) as caught:
         run(tmp_path, source, model=poisoned_model(), spec=spec, train=[2, 0, 1, 3])
@@ -226,6 +227,66 @@ def test_all_chips_of_the_bad_batch_are_named(tmp_path: Path) -> None:
     assert "2" in named
     assert named <= set("0123")
     assert list(tmp_path.rglob("*.pt")) == []
+
+
+# gradients are finite at first, weights are not
+OVERFLOWING = with_spec(batch=1, learning_rate=1e39)
+CHIP = r"\d \(field-\d\)"
+
+
+def test_chips_of_the_step_that_spoilt_the_weights_are_named(tmp_path: Path) -> None:
+    says = rf"step 2 .*: the loss is nan on chips ({CHIP}), after a step on chips ({CHIP}); "
+    with pytest.raises(LossError, match=says):
+        run(tmp_path, spec=OVERFLOWING)
+
+
+def test_chips_before_a_checkpoint_that_cannot_be_are_named(tmp_path: Path) -> None:
+    spec = OVERFLOWING.model_copy(update={"checkpoint_steps": 1})
+    says = rf"no longer finite after step 1, .*; step 1 was taken on chips {CHIP}$"
+    with pytest.raises(LossError, match=says):
+        run(tmp_path, spec=spec)
+
+
+def test_chips_before_a_validation_that_is_no_number_are_named(tmp_path: Path) -> None:
+    def spoil(model: RawModel) -> None:
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.inf)
+
+    says = rf"epoch 1: the loss on the validation .*; step 2 was taken on chips ({CHIP}, )+{CHIP};"
+    with pytest.raises(LossError, match=says):
+        run(tmp_path, after_epoch=spoil)
+
+
+class Hungry(nn.Module):
+    """Stands for a network that a GPU has no memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, scaled: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+        )
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "says"),
+    [
+        (
+            None,
+            r"^4 crops of 32 x 32 .*allocate 2.00 GiB\); lower training\.micro_batch \(now 4\)$",
+        ),
+        (3, r"^3 crops .*; lower training\.micro_batch \(now 3\)$"),
+        (1, r"^1 crops .*; lower training\.crop \(now 32\)$"),
+    ],
+)
+def test_crops_that_do_not_fit_on_the_gpu_are_told_with_what_to_lower(
+    tmp_path: Path, micro_batch: int | None, says: str
+) -> None:
+    model = RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), Hungry())
+    with pytest.raises(TrainingError, match=says):
+        run(tmp_path, model=model, spec=with_spec(micro_batch=micro_batch))
 
 
 def test_missing_and_unlabelled_pixels_do_not_count(tmp_path: Path) -> None:
@@ -272,8 +333,8 @@ def test_one_chip_without_labels_among_others_is_harmless(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train": []}, "no training chip"),
-        ({"validation": []}, "no validation chip"),
+        ({"train": []}, "no training chip; .* lower filter.min_agreement"),
+        ({"validation": []}, "no validation chip; raise chips.validation_fraction or lower"),
         ({"validation": [CHIPS]}, f"validation chip {CHIPS} is not in the chip store"),
         ({"spec": with_spec(crop=64)}, "crop 64 is larger than the chips"),
         ({"class_weights": (1.0, 1.0)}, "2 class weights for the 3 classes"),

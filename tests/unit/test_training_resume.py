@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from terrafine.errors import StorageError, TrainingError
+from terrafine.errors import LossError, StorageError, TrainingError
+from terrafine.spec import ModelSpec
+from terrafine.stages.fit import TrainingTask, fit
 from terrafine.storage import Storage
 from terrafine.training import EpochRecord, TrainingResult, read_result
 from terrafine.training.checkpoint import Checkpoint, Checkpoints
@@ -235,6 +237,42 @@ def test_checkpoint_of_another_training_is_refused_by_what_differs(
         run(finished[1], **changes)
 
 
+def test_checkpoint_that_another_part_identifies_too_is_refused(finished, tmp_path: Path) -> None:
+    run(tmp_path, epochs=1, also_identified_by={"pruning": "0.4"})
+    with pytest.raises(TrainingError, match=r"another training: its pruning is not the same"):
+        run(tmp_path, epochs=1)
+
+
+def test_strides_of_the_stem_make_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have the same names and shapes."""
+    monkeypatch.setattr("terrafine.stages.fit.open_chips", lambda place: Landscape())
+
+    def task(*strides: int) -> TrainingTask:
+        return TrainingTask(
+            chips="in memory",
+            train=(0, 1),
+            validation=(4,),
+            model=ModelSpec(arch="hrnet_w2", stem_channels=8, stem_strides=strides),  # type: ignore[arg-type]
+            mean=(500.0, 500.0),
+            std=(160.0, 160.0),
+            fill=training_scene.FILL,
+            legend=LEGEND,
+            class_weights=(1.0, 1.0, 3.0),
+            training=with_spec(crops_per_chip=1),
+            epochs=1,
+            seed=0,
+            storage=str(tmp_path),
+            run="test/train",
+            heading="train",
+        )
+
+    fit(task(2, 2))
+    with pytest.raises(TrainingError, match=r"another training: its model is not the same"):
+        fit(task(2, 1))
+
+
 def test_how_a_machine_goes_about_it_makes_no_other_training(finished) -> None:
     result, folder = finished
     spec = with_spec(loader_workers=2, device="auto", workers=3, checkpoint_steps=7)
@@ -263,7 +301,7 @@ def test_weights_that_are_no_longer_numbers_are_never_saved(interrupted: Path) -
     bad.model["network.0.weight"][0] = torch.inf
     checkpoints = Checkpoints(Storage.at(interrupted))
     says = r"network\.0\.weight is no longer finite after step 6.* step 5 is kept"
-    with pytest.raises(TrainingError, match=says):
+    with pytest.raises(LossError, match=says):
         checkpoints.save(replace(bad, step=6))
     assert checkpoints.steps() == [4, 5]
 
@@ -283,7 +321,7 @@ def test_full_disk_keeps_the_checkpoint_before_and_training_goes_on_once_there_i
     run(tmp_path / "whole", model=heavy())
     filling = disk / "other people's data"
     filling.write_bytes(bytes(700_000))
-    with pytest.raises(TrainingError, match=r"checkpoint of step \d cannot be written: .*No space"):
+    with pytest.raises(StorageError, match=r"checkpoint of step \d cannot be written: .*No space"):
         run(disk / "run", model=heavy(), spec=EVERY_STEP)
     kept = newest(disk / "run")
     assert kept.step >= 1
@@ -295,7 +333,7 @@ def test_full_disk_keeps_the_checkpoint_before_and_training_goes_on_once_there_i
 
 def test_full_disk_message_says_what_is_kept(disk: Path) -> None:
     (disk / "other people's data").write_bytes(bytes(1_500_000))
-    with pytest.raises(TrainingError, match=r"No space left.*there is no checkpoint yet"):
+    with pytest.raises(StorageError, match=r"No space left.*there is no checkpoint yet"):
         run(disk / "run", model=tiny_model(ballast=100_000))
 
 

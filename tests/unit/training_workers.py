@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch.distributed as dist
 
 from terrafine.errors import TerrafineError
 from terrafine.storage import Storage
+from terrafine.training import patience
 from tests.unit.training_scene import (
     Landscape,
     StopAfter,
@@ -45,6 +49,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "resumed": {"batch": 3, "checkpoint_steps": 1},
     "stopped": {"batch": 3, "checkpoint_steps": 1},
     "elsewhere": {"batch": 3},
+    "late": {"batch": 3},
     "pruned": {},
     "unwritable": {},
     "too-many": {"batch": 1},
@@ -90,7 +95,15 @@ def on_worker(name: str, rank: int, folder: Path) -> Iterator[dict[str, Any]]:
     """What differs on one worker."""
     if name == "elsewhere":
         # storage that workers do not share: the first has a checkpoint there already
+        patience.SECONDS_TO_APPEAR = 1.0
         yield {"storage": Storage.at(folder / f"elsewhere-{rank}")}
+        patience.SECONDS_TO_APPEAR = 90.0
+    elif name == "late" and rank == 1:
+        # a network file system that shows an older state for a while
+        old = folder / "late-1"
+        new = partial(shutil.copytree, folder / "late", old, dirs_exist_ok=True)
+        threading.Timer(2.0, new).start()
+        yield {"storage": Storage.at(old)}
     elif name == "stopped":
         yield {"observer": StopAfter(4)}
     elif name == "unlabelled":
