@@ -257,9 +257,7 @@ def _on_demand(spec: MapSpec, predictor: Predictor, mosaic: Mosaic) -> ReadMap:
 def _against_champion(job: Job, store: ChipStore, candidate: Predictor) -> PairedComparison | None:
     if job.spec.gate.champion is None:
         return None
-    champion = read_predictor(
-        job, resolve_in(job.data, job.spec.gate.champion), fill=store.fill
-    )
+    champion = read_predictor(job, resolve_in(job.data, job.spec.gate.champion), fill=store.fill)
     samples = sample_map(
         job,
         store,
