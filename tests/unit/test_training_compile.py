@@ -9,6 +9,7 @@ import torch
 
 from terrafine.errors import TrainingError
 from tests.unit.training_scene import losses, run, same, tiny_model, with_spec
+from tests.unit.training_workers import finish, scenario, start
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,18 @@ def test_compiled_network_has_nearly_the_same_loss_curve(tmp_path: Path) -> None
     # and it goes on from the same checkpoints
     again = run(tmp_path / "compiled", model=tiny_model(seed=5), epochs=2, spec=with_spec())
     assert same(again.best_state, result.best_state)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_compiled_workers_have_nearly_the_loss_curve_of_one(tmp_path: Path) -> None:
+    """Batch norm is that of both workers' crops, which the compiler has to leave as it is."""
+    finish(start(2, tmp_path, ["compiled"]), seconds=800)
+    run(tmp_path / "alone", **scenario("even"))
+    together, alone = (
+        [float(loss) for _, loss in losses(tmp_path / name)] for name in ("compiled", "alone")
+    )
+    assert together == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.slow

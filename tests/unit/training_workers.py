@@ -45,6 +45,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "rounds": {"batch": 5, "micro_batch": 1},
     "hrnet": {},
     "bf16": {"precision": "bf16"},
+    "compiled": {"compile": True},
     "apart": {"sync_batch_norm": False},
     "resumed": {"batch": 3, "checkpoint_steps": 1},
     "stopped": {"batch": 3, "checkpoint_steps": 1},
