@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -726,7 +727,8 @@ def test_hung_backend_is_replaced(triton_server: TritonServer, releases: Release
         (found,) = versions.status().servers
         assert found.canary is not None
         assert found.canary.verdict == "silent"
-        assert "Deadline" in found.canary.reason
+        # Triton itself may notice before the client's patience ends
+        assert re.search(r"Deadline|not healthy", found.canary.reason)
         assert versions.heal().healed == [server.address]
         assert answering(triton_server) == 1
 

@@ -69,6 +69,7 @@ def test_a_map_that_is_right_inside_and_wrong_at_the_edge_has_a_boundary_accurac
         GRID,
         [Window(0, 0, 20, 20)],
         NearEdges(reference),
+        unit=16,
     )
     right = samples.counts[samples.mapped == samples.reference].sum()
     assert right / samples.size == pytest.approx(0.5)
