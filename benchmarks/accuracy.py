@@ -70,6 +70,7 @@ def variants(truth: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
         "ours-estimated": {"recipe": "terrafine", "training": {"label_confusion": "estimated"}},
         "ours-instance-norm": {"recipe": "terrafine", "model": {"first_norm": "instance"}},
+        "ours-both-norms": {"recipe": "terrafine", "model": {"first_norm": "instance-batch"}},
         "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
     }
 

@@ -302,6 +302,9 @@ class FilterSpec(Section):
     )
 
 
+FirstNorm = Literal["instance", "batch", "instance-batch"]
+
+
 class ModelSpec(Section):
     """The network."""
 
@@ -318,8 +321,10 @@ class ModelSpec(Section):
     stem_strides: tuple[Literal[1, 2], Literal[1, 2]] = Field(
         (2, 1), description="one 2-strided convolution at first (section 3.2)"
     )
-    first_norm: Literal["instance", "batch"] = Field(
-        "instance", description="norm after the first convolution (section 3.2)"
+    first_norm: FirstNorm = Field(
+        "instance",
+        description="norm after the first convolution (section 3.2); instance-batch: half the "
+        "channels of each at the start of training (IBN-Net, Pan et al. 2018)",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from terrafine.cli.options import JsonOption
 from terrafine.errors import ModelError
 from terrafine.export import read_info
 from terrafine.models import describe, describe_spec
+from terrafine.spec import FirstNorm
 
 app = typer.Typer(no_args_is_help=True, help="Networks.")
 
@@ -32,7 +33,7 @@ def info(
     stem_strides: Annotated[str, typer.Option(help="of HRNet's two first convolutions")] = "2,1",
     stem_channels: Annotated[int, typer.Option(min=4, help="of HRNet's stem and first stage")] = 64,
     first_norm: Annotated[
-        Literal["instance", "batch"], typer.Option(help="norm after the first convolution")
+        FirstNorm, typer.Option(help="norm after the first convolution")
     ] = "instance",
     bundle: Annotated[
         Path | None, typer.Option(help="folder of a model bundle, pruned or not, to describe")

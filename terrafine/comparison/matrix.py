@@ -32,9 +32,9 @@ def paper_matrix(base: MapSpec) -> dict[str, Overrides]:
     """Variant -> what it changes in ``base``; the first, :data:`BASE`, changes nothing.
 
     The other networks of Table 4, each as large beside its published size as ``base``'s network is
-    beside its own; the other norm after the first convolution; an impervious weight of 1 and 3;
-    and the agreement filter off, or on where ``base`` has none. What ``base`` already is is left
-    out.
+    beside its own; instance and batch norm after the first convolution; an impervious weight of 1
+    and 3; and the agreement filter off, or on where ``base`` has none. What ``base`` already is is
+    left out.
     """
     return {BASE: {}, **dict(_networks(base)), **dict(_factors(base))}
 
@@ -88,8 +88,9 @@ def _networks(base: MapSpec) -> Iterator[tuple[str, Overrides]]:
 
 
 def _factors(base: MapSpec) -> Iterator[tuple[str, Overrides]]:
-    norm = "batch" if base.model.first_norm == "instance" else "instance"
-    yield f"{norm}-norm", {"model": {"first_norm": norm}}
+    for norm in ("instance", "batch"):
+        if norm != base.model.first_norm:
+            yield f"{norm}-norm", {"model": {"first_norm": norm}}
     if _IMPERVIOUS in base.resolve_legend().names:
         for weight in _IMPERVIOUS_WEIGHTS:
             if base.training.class_weights.get(_IMPERVIOUS, 1.0) != weight:

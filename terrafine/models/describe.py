@@ -15,8 +15,8 @@ from terrafine.errors import ModelError
 from terrafine.models.build import KNOWN, build_network
 from terrafine.models.channels import Channels
 from terrafine.models.hrnet import STEM_CHANNELS, HRNet, Strides
-from terrafine.models.layers import FirstNorm, Sliding
-from terrafine.spec import ModelSpec
+from terrafine.models.layers import Sliding
+from terrafine.spec import FirstNorm, ModelSpec
 
 # Cost per pixel does not depend on the size as long as every branch divides it.
 MEASURED_SIZE = 512

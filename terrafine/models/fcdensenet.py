@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from terrafine.errors import ModelError
 from terrafine.models.layers import (
     BatchNorm,
-    FirstNorm,
     Network,
     Sliding,
     crop_to,
     initialise,
     norm_of,
 )
+from terrafine.spec import FirstNorm
 
 FIRST_CHANNELS = 48
 DROPOUT = 0.2

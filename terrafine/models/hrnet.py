@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from terrafine.errors import ModelError
 from terrafine.models.layers import (
     BatchNorm,
-    FirstNorm,
     Network,
     Sliding,
     conv_norm,
@@ -28,6 +27,7 @@ from terrafine.models.layers import (
     norm_of,
     resize,
 )
+from terrafine.spec import FirstNorm
 
 Strides = tuple[int, int]
 

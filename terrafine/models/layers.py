@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FirstNorm = Literal["instance", "batch"]
+from terrafine.spec import FirstNorm
+
 Sliding = nn.Conv2d | nn.ConvTranspose2d | nn.MaxPool2d
 
 # Height and width that halve four times before one pixel is left.
@@ -45,6 +47,28 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class InstanceBatchNorm(nn.Module):
+    """Instance norm on one half of the channels, batch norm on the other, as training starts.
+
+    After IBN-Net (Pan et al. 2018): the one half does not see in which light an image was taken,
+    the other keeps what tells its classes apart. Here every channel has the sum of both norms, and
+    only their first weights (1 and 0) part the halves, so that training shares them out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.image = nn.InstanceNorm2d(channels, affine=True)
+        self.batch = BatchNorm(channels)
+        with torch.no_grad():
+            self.image.weight[channels // 2 :] = 0.0
+            self.batch.weight[: channels // 2] = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same."""
+        normed: Tensor = self.batch(input) + self.image(input)
+        return normed
+
+
 def norm_of(kind: FirstNorm, channels: int) -> nn.Module:
     """The norm after the first convolution.
 
@@ -52,7 +76,7 @@ def norm_of(kind: FirstNorm, channels: int) -> nn.Module:
     """
     if kind == "instance":
         return nn.InstanceNorm2d(channels, affine=True)
-    return BatchNorm(channels)
+    return BatchNorm(channels) if kind == "batch" else InstanceBatchNorm(channels)
 
 
 def conv_norm(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from terrafine.errors import ModelError
 from terrafine.models.layers import (
-    FirstNorm,
     Network,
     Sliding,
     conv_norm,
@@ -24,6 +23,7 @@ from terrafine.models.layers import (
     initialise,
     norm_of,
 )
+from terrafine.spec import FirstNorm
 
 LEVELS = 5
 

@@ -83,9 +83,14 @@ def every_coupling(seed: int = 0) -> nn.Module:
         return lived(EveryCoupling(), bands=BANDS, seed=seed)
 
 
-def small(arch: str, *, seed: int = 0) -> Network:
-    network = build_network(
-        ModelSpec(arch=arch, stem_channels=8), bands=BANDS, classes=CLASSES, seed=seed
-    )
+def small_spec(name: str) -> ModelSpec:
+    """Of an architecture, or of ``<architecture> <first norm>``."""
+    arch, _, norm = name.partition(" ")
+    spec = {"arch": arch, "stem_channels": 8, "first_norm": norm or "instance"}
+    return ModelSpec.model_validate(spec)
+
+
+def small(name: str, *, seed: int = 0) -> Network:
+    network = build_network(small_spec(name), bands=BANDS, classes=CLASSES, seed=seed)
     lived(network, bands=BANDS, seed=seed)
     return network

@@ -28,6 +28,7 @@ NETWORKS = (
     "fcdensenet64_k3 pruned",
     "unet_w4 of one band",
     "unet_w4 of 24 classes",
+    "unet_w4 with half instance norm",
 )
 
 
@@ -37,6 +38,9 @@ def info_of(name: str) -> BundleInfo:
     if "band" in name:
         one = {key: getattr(info, key)[:1] for key in ("bands", "mean", "std")}
         return info.model_copy(update=one)
+    if "half" in name:
+        model = info.model.model_copy(update={"first_norm": "instance-batch"})
+        return info.model_copy(update={"model": model})
     if "24" in name:
         return info.model_copy(update={"legend": FBP})
     if "pruned" in name:

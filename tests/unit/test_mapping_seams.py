@@ -72,7 +72,7 @@ def test_instance_norm_sees_the_window_whatever_the_halo() -> None:
     assert felt("instance", HALO)[0] > 3 * felt("batch", HALO)[0]
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "instance-batch"])
 def test_a_window_over_everything_is_the_whole_image(norm: str) -> None:
     with torch.inference_mode():
         again = network(norm)(image(9)[None])[0]

@@ -131,6 +131,22 @@ def test_first_norm_takes_out_a_change_of_brightness_of_one_image() -> None:
         assert (float((plain - bright).abs().max()) < 1e-3) == same
 
 
+def test_half_of_the_channels_do_not_see_a_change_of_brightness_of_one_image() -> None:
+    network = HRNet(4, 3, width=2, stem_strides=(2, 2), first_norm="instance-batch").eval()
+    image = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        plain, bright = (network.stem[:2](x)[..., 4:-4, 4:-4] for x in (image, 3 * image))
+    seen = (plain - bright).abs().amax(dim=(0, 2, 3)) > 1e-3
+    assert seen.tolist() == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)
+
+
+def test_training_shares_the_norms_out_between_all_channels() -> None:
+    network = HRNet(4, 3, width=2, first_norm="instance-batch").train()
+    (network.stem[:3](torch.randn(2, 4, 32, 32)) ** 2).sum().backward()
+    for norm in (network.stem[1].image, network.stem[1].batch):
+        assert norm.weight.grad.all()
+
+
 def test_a_seed_gives_the_same_first_weights_and_leaves_torchs_own_state_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -96,11 +96,13 @@ def test_the_first_norm_is_the_only_difference_that_the_option_makes(model: Mode
             ).modules()
             if isinstance(m, nn.InstanceNorm2d | BatchNorm)
         ]
-        for norm in ("instance", "batch")
+        for norm in ("instance", "batch", "instance-batch")
     }
     assert norms["instance"][0] is nn.InstanceNorm2d
     assert norms["batch"][0] is BatchNorm
-    assert norms["instance"][1:] == norms["batch"][1:] == [BatchNorm] * (len(norms["batch"]) - 1)
+    assert set(norms["instance-batch"][:2]) == {nn.InstanceNorm2d, BatchNorm}
+    rest = [BatchNorm] * (len(norms["batch"]) - 1)
+    assert norms["instance"][1:] == norms["batch"][1:] == norms["instance-batch"][2:] == rest
 
 
 @pytest.mark.parametrize(("blocks", "growth", "millions"), [

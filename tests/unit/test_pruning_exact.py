@@ -20,9 +20,9 @@ from terrafine.pruning import (
     zero_filters,
 )
 from terrafine.spec import ModelSpec, PruneSpec
-from tests.unit.pruned import BANDS, CLASSES, every_coupling, small
+from tests.unit.pruned import BANDS, CLASSES, every_coupling, small, small_spec
 
-ARCHS = ("hrnet_w4", "unet_w4", "fcdensenet64_k3")
+ARCHS = ("hrnet_w4", "unet_w4", "unet_w4 instance-batch", "fcdensenet64_k3")
 FORTY = PruneSpec(ratio=0.4)
 
 
@@ -118,16 +118,16 @@ def test_a_channel_that_was_zeroed_is_zero_wherever_it_is_read() -> None:
     assert gone > 20
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_a_compact_network_is_rebuilt_from_its_channels(arch: str) -> None:
-    model = ModelSpec(arch=arch, stem_channels=8)
-    _, compact, _ = pruned(small(arch), PruneSpec(ratio=0.4, coupled=True))
+@pytest.mark.parametrize("name", ARCHS)
+def test_a_compact_network_is_rebuilt_from_its_channels(name: str) -> None:
+    model = small_spec(name)
+    _, compact, _ = pruned(small(name), PruneSpec(ratio=0.4, coupled=True))
     channels = changed_channels(compact, model)
     rebuilt = build_network(model, bands=BANDS, classes=CLASSES, channels=channels)
     rebuilt.load_state_dict(compact.state_dict())
     with torch.inference_mode():
         assert torch.equal(rebuilt.eval()(image()), compact(image()))
-    assert changed_channels(small(arch), model) == {}
+    assert changed_channels(small(name), model) == {}
 
 
 def test_a_compact_network_can_be_pruned_again() -> None:

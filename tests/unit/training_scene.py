@@ -132,7 +132,9 @@ def pruning_of(model: RawModel, ratio: float = 0.5) -> Callable[[RawModel], None
 
 
 def small_hrnet(seed: int = 0) -> RawModel:
-    model = ModelSpec(arch="hrnet_w2", stem_channels=8, stem_strides=(2, 2))
+    model = ModelSpec(
+        arch="hrnet_w2", stem_channels=8, stem_strides=(2, 2), first_norm="instance-batch"
+    )
     network = build_network(model, bands=2, classes=3, seed=seed)
     return RawModel(RawInput([500.0, 500.0], [160.0, 160.0], FILL), network)
 
