@@ -36,7 +36,6 @@ from terrafine.comparison import (
 )
 from terrafine.datasets import coarse_product
 from terrafine.landscape import generate
-from terrafine.progress import progress
 from terrafine.recipes import overlaid
 from terrafine.spec import load_spec
 from terrafine.stages import Job, Manifest
@@ -70,7 +69,7 @@ def variants(truth: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
         "ours-estimated": {"recipe": "terrafine", "training": {"label_confusion": "estimated"}},
         "ours-instance-norm": {"recipe": "terrafine", "model": {"first_norm": "instance"}},
-        "ours-both-norms": {"recipe": "terrafine", "model": {"first_norm": "instance-batch"}},
+        "ours-batch-norm": {"recipe": "terrafine", "model": {"first_norm": "batch"}},
         "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
     }
 
@@ -78,10 +77,13 @@ def variants(truth: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def landscape(into: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Spec of a generated landscape (made where it is not there yet), and the oracle's labels."""
     root = into / "data"
-    if not (root / "spec.yaml").exists():
-        with progress("landscape", total=1, unit="landscape") as task:
-            generate(root, seed=options.landscape_seed, size=options.size, scenes=options.scenes)
-            task.advance()
+    asked = {"seed": options.landscape_seed, "size": options.size, "scenes": options.scenes}
+    if not (root / "landscape.json").exists():
+        generate(root, **asked)
+    made = json.loads((root / "landscape.json").read_text())
+    found = {"seed": made["seed"], "size": made["size"], "scenes": len(made["train"]["images"])}
+    if found != asked:
+        raise SystemExit(f"{root}: holds the landscape {found}, not {asked}; take another --into")
     settings = {"map": {"core": 256, "halo": 64, "shard": 1024, "enhance": {"block": 256}}}
     spec = _write_spec(root / "spec.yaml", root / "benchmark.yaml", options, settings)
     return spec, {"file": "train/truth.tif", "crosswalk": "seven"}
@@ -209,11 +211,13 @@ def main() -> None:
         plan, lambda spec: Job(spec, spec_file.parent, into / "work"), _Lines(console)
     )
     comparison = measure(plan, outcomes)
+    console.print(to_rich(comparison))
+    if comparison.failed:
+        raise SystemExit("a cell failed, so no aim is told; what it said is above")
     found = findings(
         _accuracy(comparison.product),
         {row.variant: _accuracy(row.report) for row in comparison.rows},
     )
-    console.print(to_rich(comparison))
     console.print(aims_table(found, "Aims, on the held-out chips"))
     result: dict[str, Any] = {
         "benchmark": "accuracy",

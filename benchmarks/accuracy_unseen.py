@@ -21,6 +21,7 @@ from terrafine.accuracy import (
     PairedComparison,
     PointReference,
     RasterReference,
+    ReferenceKind,
     Samples,
     assess,
     compare,
@@ -37,7 +38,7 @@ from terrafine.raster import ClassRaster, open_class_raster, open_mosaics, read_
 from terrafine.recipes import overlaid
 from terrafine.spec import LabelSource, MapSpec, ReferenceSpec
 from terrafine.stages import Job
-from terrafine.stages.assess import read_predictor
+from terrafine.stages.assess import ImagedReference, read_predictor
 
 SCENE, PRODUCT_FILE, TRUTH, POINTS = (
     f"test/{name}" for name in ("scene.tif", "product.tif", "truth.tif", "points.gpkg")
@@ -84,7 +85,7 @@ class Unseen:
         product: Mapping[int, Read],
         first: Mapping[int, Read],
     ) -> dict[str, Any]:
-        truth = self._classes(TRUTH)
+        truth = ImagedReference(self._classes(TRUTH), self.mosaic)
         whole = {seed: self._samples(own[seed], truth, product[seed]) for seed in own}
         edges = [self._samples(own[seed], NearEdges(truth), None) for seed in own]
         points = [self._samples(own[seed], self._points, None) for seed in own]
@@ -96,15 +97,15 @@ class Unseen:
             "by_seed": {s: self._report(name, [found]).overall_accuracy.value
                         for s, found in whole.items()},
             "at_edges": self._report(name, edges),
-            "points": self._report(name, points),
+            "points": self._report(name, points, kind="points"),
             "against_product": self._paired(name, PRODUCT, list(whole.values())),
             "against_first": self._paired(name, "first", against) if against else None,
         }  # fmt: skip
 
     def _map(self, outcome: CellOutcome) -> Read:
-        """The map by a cell's model, kept in the work directory by the model's digest."""
-        digest = outcome.stages["assess"].metrics["model"]
-        kept = self.job.workdir / "unseen" / f"{digest}.npy"
+        """A cell's map, kept in the work directory by its model and how that maps."""
+        model, how = outcome.stages["assess"].metrics["model"], outcome.cell.spec.digest("map")
+        kept = self.job.workdir / "unseen" / f"{model}-{how[:12]}.npy"
         if not kept.exists():
             bundle = outcome.job.output(outcome.stages["prune"], "model")
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -144,10 +145,12 @@ class Unseen:
             unit=self.unit, read_other=other or read,
         )  # fmt: skip
 
-    def _report(self, name: str, samples: Sequence[Samples]) -> AccuracyReport:
+    def _report(
+        self, name: str, samples: Sequence[Samples], kind: ReferenceKind = "raster"
+    ) -> AccuracyReport:
         return assess(
             pooled([{"": part} for part in samples]), self.legend,
-            map_name=name, reference_name=TRUTH, kind="raster",
+            map_name=name, reference_name=TRUTH if kind == "raster" else POINTS, kind=kind,
         )  # fmt: skip
 
     def _paired(self, one: str, other: str, samples: Sequence[Samples]) -> PairedComparison:

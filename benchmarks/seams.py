@@ -1,10 +1,10 @@
 """How far a window's edge is felt: what the halo is for, and what instance norm does to it.
 
-    python benchmarks/seams.py --into runs/seams                   # trains both networks first
+    python benchmarks/seams.py --into runs/seams                   # trains the networks first
     python benchmarks/seams.py --into runs/seams --threads 2       # again: only what is not done
 
-The paper's network, with instance norm first and with batch norm first, is trained for a while on
-a generated landscape. On the scene held out, the logits of windows (core + halo) are held against
+The paper's network, with instance norm, batch norm or both first, is trained for a while on a
+generated landscape. On the scene held out, the logits of windows (core + halo) are held against
 those of the whole image inside the core, and against those of the neighbouring window along the
 line where two cores meet.
 """
@@ -40,7 +40,7 @@ from terrafine.recipes import overlaid
 from terrafine.spec import MappingSpec, load_spec
 
 RESULTS = Path(__file__).parent / "results"
-NORMS = ("batch", "instance")
+NORMS = ("batch", "instance", "instance-batch")
 HALOS = (0, 16, 32, 64, 96, 128, 192, 256, 384)
 DEFAULT = MappingSpec()
 

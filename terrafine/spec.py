@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import reduce
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,7 @@ from terrafine.errors import SpecError
 from terrafine.legend import CROSSWALKS, LEGENDS, Crosswalk, Legend
 from terrafine.recipes import DEFAULT, overlaid, with_recipe
 from terrafine.spec_errors import did_you_mean, explain_validation
+from terrafine.strict_yaml import load_yaml
 
 DATA_VARIABLE = "TERRAFINE_DATA"
 AS_IN_SPEC: Final = "as in the spec"
@@ -773,6 +774,8 @@ class MapSpec(Section):
         }
         if "class_weights" in self.training.model_fields_set:
             named["training.class_weights"] = self.training.class_weights
+        else:
+            self._weigh_only(legend.names)
         for where, classes in named.items():
             for wrong in set(classes) - set(legend.names):
                 raise ValueError(
@@ -780,6 +783,13 @@ class MapSpec(Section):
                     f"{did_you_mean(wrong, legend.names)}; it has {', '.join(legend.names)}"
                 )
         return self
+
+    def _weigh_only(self, classes: Sequence[str]) -> None:
+        """Drop weights that nobody wrote of classes that there are not, as the paper's default
+        has one; written out they would be errors."""
+        weights = {k: w for k, w in self.training.class_weights.items() if k in classes}
+        training = self.training.model_copy(update={"class_weights": weights})
+        object.__setattr__(self, "training", training)  # the section is frozen
 
     def _has_what_it_needs(self) -> None:
         if self.champion is not None and self.map.predictor == "torch":
@@ -845,7 +855,7 @@ def parse_spec(text: str, *, where: str, changes: Mapping[str, str] = NO_CHANGES
     ``changes``: dotted key ("map.region") -> value that replaces the text's.
     """
     try:
-        data = yaml.safe_load(text)
+        data = load_yaml(text)
     except yaml.YAMLError as error:
         raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):

@@ -69,8 +69,8 @@ def compare(
     variant is the one compared with), or an ordinary spec: then the networks, the norm, the
     impervious weight and the filter of Dong et al. 2020 are varied one at a time, with `--search`
     the stem strides and the pruning. Tables, JSON and a chart go to
-    `WORKDIR/compare/<name of FILE>`. A cell that fails is reported, the others go on, and the exit
-    code is 1.
+    `WORKDIR/compare/<name of FILE>` (`<name>-search` with `--search`). A cell that fails is
+    reported, the others go on, and the exit code is 1.
 
     `--speed` runs each variant's exported network on this machine, in turns, by the engine that
     the spec's map.predictor names. It says which is the fastest within 0.5 points of accuracy of
@@ -86,6 +86,7 @@ def compare(
     def open_job(spec: MapSpec) -> Job:
         return on_engines(Job(spec, data_folder, place))
 
+    place.mkdir(parents=True, exist_ok=True)  # digests of large files are kept there
     if dry_run:
         _show_plan(plan, [(c, stages_done(open_job(c.spec))) for c in plan.cells], as_json)
         return

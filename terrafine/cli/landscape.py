@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def command(
     into: Annotated[Path, typer.Argument(help="folder for the files")],
-    seed: Annotated[int, typer.Option(min=0, help="another seed is another country")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="another seed is another country")
+    ] = 0,
     size: Annotated[int, typer.Option(help="pixels of 3 m a side of a scene, 128 to 4096")] = 1024,
     scenes: Annotated[
         int, typer.Option(min=1, help="training scenes, beside the held-out one")

@@ -34,7 +34,7 @@ def chart_png(comparison: Comparison) -> bytes:
     right.axvline(0, color=_GREY, linewidth=1)
     right.set_xlabel(f"over {comparison.rows[0].variant}, points (paired)")
     left.set_yticks(range(len(names)), names)
-    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_ylim(max(len(names), 1) - 0.5, -0.5)
     for axes in (left, right):
         axes.grid(axis="x", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
+from terrafine.comparison.pruned import without_misfits
 from terrafine.errors import SpecError
 from terrafine.recipes import overlaid
 from terrafine.spec import FilterSpec, MapSpec
@@ -34,7 +35,7 @@ def paper_matrix(base: MapSpec) -> dict[str, Overrides]:
     The other networks of Table 4, each as large beside its published size as ``base``'s network is
     beside its own; instance and batch norm after the first convolution; an impervious weight of 1
     and 3; and the agreement filter off, or on where ``base`` has none. What ``base`` already is is
-    left out.
+    left out, and of its pruning what names parts that another network has not.
     """
     return {BASE: {}, **dict(_networks(base)), **dict(_factors(base))}
 
@@ -67,13 +68,19 @@ def search_axes(base: MapSpec) -> dict[str, dict[str, Overrides]]:
 
 
 def crossed(axes: Mapping[str, Mapping[str, Overrides | None]]) -> dict[str, Overrides]:
-    """Variant -> what it changes: every option of each axis with every option of the others."""
-    found = {}
+    """Variant -> what it changes: every option of each axis with every option of the others.
+
+    SpecError where two combinations would have the same name.
+    """
+    found: dict[str, Overrides] = {}
     for options in product(*(axis.items() for axis in axes.values())):
         merged: Overrides = {}
         for _, override in options:
             merged = overlaid(merged, override or {})
-        found["-".join(name for name, _ in options)] = merged
+        name = "-".join(option for option, _ in options)
+        if name in found:
+            raise SpecError(f"search: two combinations of options are both {name}; rename one")
+        found[name] = merged
     return found
 
 
@@ -84,7 +91,11 @@ def _networks(base: MapSpec) -> Iterator[tuple[str, Overrides]]:
     for other, published in _PUBLISHED.items():
         if other != family:
             arch = f"{other}{max(1, round(published * share))}"
-            yield arch.replace("_", "-"), {"model": {"arch": arch}}
+            model = base.model.model_copy(update={"arch": arch})
+            # parts of the base's network that this one has not
+            prune = without_misfits(base.model_copy(update={"model": model}))
+            change: Overrides = {"model": {"arch": arch}}
+            yield arch.replace("_", "-"), {**change, "prune": prune} if prune else change
 
 
 def _factors(base: MapSpec) -> Iterator[tuple[str, Overrides]]:

@@ -11,10 +11,12 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from terrafine.comparison.matrix import crossed, paper_matrix, search_axes
-from terrafine.errors import SpecError
+from terrafine.comparison.pruned import require_prunable
+from terrafine.errors import PruningError, SpecError
 from terrafine.recipes import overlaid
 from terrafine.spec import DataPath, MapSpec, Name, Section, parse_spec
 from terrafine.spec_errors import explain_validation
+from terrafine.strict_yaml import load_yaml
 
 
 def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,7 +137,7 @@ def _plan(
         Cell(
             variant,
             _parsed(
-                overlaid(overlaid(data, override or {}), {"seed": seed}),
+                overlaid(_changed(data, override or {}), {"seed": seed}),
                 where=f"{file}: variant {variant}",
             ),
         )
@@ -146,7 +148,32 @@ def _plan(
         if "seed" in (override or {}):
             raise SpecError(f"{file}: variant {variant}: seed is set by `seeds`, for all variants")
     _require_one_yardstick(file, base, cells)
+    _require_prunable(file, cells)
     return Plan(name, base, spec_file, cells)
+
+
+def _changed(data: Mapping[str, Any], override: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The base with a variant's keys; a null takes a part out of ``prune.stage_ratios``."""
+    merged = overlaid(data, override)
+    prune = merged.get("prune")
+    ratios = prune.get("stage_ratios") if isinstance(prune, Mapping) else None
+    if not isinstance(prune, Mapping) or not isinstance(ratios, Mapping):
+        return merged
+    left = {part: ratio for part, ratio in ratios.items() if ratio is not None}
+    return {**merged, "prune": {**prune, "stage_ratios": left}}
+
+
+def _require_prunable(file: Path, cells: tuple[Cell, ...]) -> None:
+    """What a pruning names must be there, or it fails once the network is trained."""
+    for cell in cells:
+        try:
+            require_prunable(cell.spec)
+        except PruningError as error:
+            raise SpecError(
+                f"{file}: variant {cell.variant}: {error}; in the variant's `prune` name parts of "
+                f"{cell.spec.model.arch}, and set those of the base's stage_ratios that it has not "
+                "to null"
+            ) from error
 
 
 def _require_one_yardstick(file: Path, base: MapSpec, cells: tuple[Cell, ...]) -> None:
@@ -173,7 +200,7 @@ def _parsed(data: Mapping[str, Any], *, where: str) -> MapSpec:
 
 def _mapping(file: Path) -> Mapping[str, Any]:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError(f"{file}: cannot be read: {reason}") from error

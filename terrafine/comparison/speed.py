@@ -59,7 +59,7 @@ def _open(outcome: CellOutcome, folder: Path) -> Predictor:
     if spec.map.predictor == "torch":
         return open_torch(bundle, window=spec.map.window)
     model, info = load_bundle(bundle)
-    path = folder / f"{info.digest}.onnx"
+    path = folder / f"{info.digest}-{spec.map.window}-{spec.export.opset}.onnx"
     if not path.exists():
         export_onnx(model, path, window=spec.map.window, spec=spec.export, info=info)
     threads = threads_of(spec.map)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -53,10 +53,11 @@ def to_rich(comparison: Comparison) -> RenderableType:
 
 def to_csv(comparison: Comparison) -> str:
     """One line per variant, the label product last; shares of 1, seconds, empty if undefined."""
-    lines = [_csv_line(row) for row in comparison.rows]
+    lines = [_csv_line(comparison, row) for row in comparison.rows]
     if comparison.product is not None:
         edges = _csv_edges(comparison.product_at_edges)
-        lines.append({"variant": PRODUCT, **_csv_report(comparison.product), **edges})
+        seeds = {"pooled_seeds": _csv_pooled(comparison)}
+        lines.append({"variant": PRODUCT, **seeds, **_csv_report(comparison.product), **edges})
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -85,8 +86,8 @@ def _overall(comparison: Comparison) -> Table:
             _percent(row.report, 2),
             _percent(row.at_edges, 2),
             _points(row.against_product, 2),
-            _over_first(row, 2),
-            *([_by_seed(row)] if several else []),
+            _over_first(comparison, row, 2),
+            *([_by_seed(comparison, row)] if several else []),
             _seconds(row),
             f"{row.network.parameters:,}",
             f"{row.network.macs_per_pixel:,}",
@@ -115,7 +116,7 @@ def _short(comparison: Comparison) -> Table:
             _percent(row.report, 1),
             _NOTHING if row.at_edges is None else _plain(row.at_edges.overall_accuracy),
             _points(row.against_product, 1),
-            _over_first(row, 1),
+            _over_first(comparison, row, 1),
             _NOTHING if row.train_seconds is None else f"{row.train_seconds:.0f}",
             f"{row.network.parameters / 1e6:.2f} M",
             f"{row.network.macs_per_pixel / 1e3:.0f} k",
@@ -182,9 +183,9 @@ def _drawn(table: Table, title: str) -> RichTable:
 def _method(comparison: Comparison) -> str:
     found = next((row.report for row in comparison.rows if row.report is not None), None)
     if found is None:
-        return "No cell came to an end."
+        return _why_nothing(comparison)
     several = len(comparison.seeds) > 1
-    seeds = f"seeds {', '.join(map(str, comparison.seeds))} pooled; " if several else ""
+    seeds = f"{_seeds(comparison)}; " if several else ""
     spread = ", as the differences of single seeds show" if several else ""
     return (
         f"{found.statement} Reference: {found.reference_name}; every variant on the same "
@@ -196,6 +197,34 @@ def _method(comparison: Comparison) -> str:
     )
 
 
+def _why_nothing(comparison: Comparison) -> str:
+    if not any(row.accuracy_by_seed for row in comparison.rows):
+        return "No cell came to an end."
+    return (
+        "Nothing is pooled, since no seed was finished by all variants: without "
+        f"{_left_out(comparison)}. Each seed is of other ground: compare figures of the same one, "
+        "or mend what failed and run this again."
+    )
+
+
+def _seeds(comparison: Comparison) -> str:
+    """Which of them the figures are of, and why others are not."""
+    pooled = ", ".join(map(str, comparison.pooled_seeds))
+    named = f"seeds {pooled} pooled" if len(comparison.pooled_seeds) > 1 else f"seed {pooled} alone"
+    left_out = _left_out(comparison)
+    return f"{named}, of every variant without {left_out}" if left_out else named
+
+
+def _left_out(comparison: Comparison) -> str:
+    measured = [row for row in comparison.rows if row.accuracy_by_seed]
+    return " and ".join(
+        f"seed {seed}, which {', '.join(r.variant for r in measured if seed in r.errors)} "
+        "did not finish"
+        for seed in comparison.seeds
+        if seed not in comparison.pooled_seeds
+    )
+
+
 def _errors(comparison: Comparison) -> list[str]:
     return [
         f"{row.variant}, seed {seed}: {error}"
@@ -204,10 +233,11 @@ def _errors(comparison: Comparison) -> list[str]:
     ]
 
 
-def _csv_line(row: Row) -> dict[str, object]:
+def _csv_line(comparison: Comparison, row: Row) -> dict[str, object]:
     return {
         "variant": row.variant,
         "seeds": " ".join(map(str, row.models)),
+        "pooled_seeds": _csv_pooled(comparison) if row.report else "",
         "failed_seeds": " ".join(map(str, row.errors)),
         **(_csv_report(row.report) if row.report else {}),
         **_csv_edges(row.at_edges),
@@ -222,6 +252,10 @@ def _csv_line(row: Row) -> dict[str, object]:
         **row.network.model_dump(),
         "seconds_per_megapixel": row.seconds_per_megapixel,
     }
+
+
+def _csv_pooled(comparison: Comparison) -> str:
+    return " ".join(map(str, comparison.pooled_seeds))
 
 
 def _csv_report(report: AccuracyReport) -> dict[str, object]:
@@ -262,12 +296,13 @@ def _points(found: PairedComparison | None, digits: int) -> str:
     return _NOTHING if found is None else _interval(found.difference, f"+.{digits}f")
 
 
-def _over_first(row: Row, digits: int) -> str:
-    """The difference of all seeds together, and where there are several that of each."""
-    seeds = [v for v in row.over_first_by_seed.values() if v is not None]
-    each = ", ".join(f"{100 * v:+.{digits}f}" for v in seeds)
+def _over_first(comparison: Comparison, row: Row, digits: int) -> str:
+    """The difference of all seeds together, and where there are others that of each."""
     together = _points(row.against_first, digits)
-    return f"{together}; by seed {each}" if len(seeds) > 1 else together
+    each = {seed: v for seed, v in row.over_first_by_seed.items() if v is not None}
+    if len(each) <= len(comparison.pooled_seeds[:1]):
+        return together
+    return f"{together}; by seed {_each(comparison, each, f'+.{digits}f')}"
 
 
 def _interval(figure: Figure, form: str) -> str:
@@ -280,9 +315,18 @@ def _interval(figure: Figure, form: str) -> str:
     return value if low is None or high is None else f"{value} ({low} to {high})"
 
 
-def _by_seed(row: Row) -> str:
-    values = [f"{100 * v:.2f}" for v in row.accuracy_by_seed.values() if v is not None]
-    return ", ".join(values) or _NOTHING
+def _by_seed(comparison: Comparison, row: Row) -> str:
+    return _each(comparison, row.accuracy_by_seed, ".2f") or _NOTHING
+
+
+def _each(comparison: Comparison, by_seed: Mapping[int, float | None], form: str) -> str:
+    """Figures of single seeds, which are named where variants finished different ones."""
+    named = comparison.pooled_seeds != comparison.seeds
+    return ", ".join(
+        f"{seed}: {100 * value:{form}}" if named else f"{100 * value:{form}}"
+        for seed, value in by_seed.items()
+        if value is not None
+    )
 
 
 def _seconds(row: Row) -> str:

@@ -31,6 +31,7 @@ from terrafine.progress import progress
 from terrafine.raster import write_geotiff
 
 SMALLEST, LARGEST = 128, 4096
+LARGEST_SEED = 2**31 - 1
 # Scenes start on multiples of this, so that chips up to this size are cut whole, and lie at least
 # this far apart, so that no window sees two of them.
 _RASTER = 1024
@@ -87,8 +88,10 @@ def generate(into: Path, *, seed: int = 0, size: int = 1024, scenes: int = 3) ->
 def _check(into: Path, seed: int, size: int, scenes: int) -> None:
     if into.exists() and not into.is_dir():
         raise DatasetError(f"{into}: is a file; give a folder for the landscape")
-    if seed < 0:
-        raise DatasetError(f"seed {seed} is negative; give one from 0 up")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise DatasetError(
+            f"seed {seed}: a spec's seed is 0 to {LARGEST_SEED}; choose one of these"
+        )
     if not SMALLEST <= size <= LARGEST:
         raise DatasetError(
             f"size {size}: a scene has {SMALLEST} to {LARGEST} pixels a side; choose one of these"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -48,7 +48,7 @@ def plan_pruning(network: nn.Module, spec: PruneSpec, *, bands: int) -> PruningP
     PruningError for a pattern that fits no layer, and for a network that cannot be followed.
     """
     found = trace_channels(network, bands)
-    _require_matches(found.outputs, spec)
+    require_matches(found.outputs, spec)
     return PruningPlan(found, tuple(_group(layers, found, spec) for layers in _together(found)))
 
 
@@ -120,7 +120,8 @@ def fits(layer: str, pattern: str) -> bool:
     return fnmatchcase(layer, pattern) or fnmatchcase(layer, f"{pattern}.*")
 
 
-def _require_matches(layers: Mapping[str, object], spec: PruneSpec) -> None:
+def require_matches(layers: Collection[str], spec: PruneSpec) -> None:
+    """PruningError for a pattern of ``spec`` that fits none of a network's layers."""
     named: Mapping[str, Iterable[str]] = {
         "prune.stage_ratios": spec.stage_ratios,
         "prune.exclude": spec.exclude,

@@ -25,9 +25,12 @@ from terrafine.comparison import (
     CellOutcome,
     Comparison,
     Plan,
+    chart_png,
     measure,
     read_plan,
+    to_csv,
     to_markdown,
+    to_rich,
 )
 from terrafine.comparison import held_out as held_out_module
 from terrafine.comparison.run import stages_of
@@ -35,7 +38,7 @@ from terrafine.errors import StageError
 from terrafine.geometry import Window
 from terrafine.raster import Mosaic, open_mosaics
 from terrafine.spec import LabelSource, MapSpec
-from terrafine.stages import ENGINE, Job
+from terrafine.stages import ENGINE, Job, engine
 from terrafine.stages.assess import assessed_windows
 from terrafine.stages.held_out import HeldOutMap
 from terrafine.stages.label import chips_place
@@ -153,6 +156,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(compared: Compared) 
     assert rows["hopeless"].report is None
     assert all(not rows[name].errors for name in rows if name != "hopeless")
     assert all(set(rows[n].models) == set(SEEDS) for n in rows if n != "hopeless")
+    assert compared.found.pooled_seeds == (0, 1), "no seed of it was finished"
     assert "hopeless, seed 1: " in (compared.folder / "comparison.md").read_text()
 
 
@@ -254,6 +258,82 @@ def outcomes_of(compared: Compared) -> tuple[Plan, list[CellOutcome]]:
     return plan, found
 
 
+def lost(compared: Compared, *cells: tuple[str, int]) -> tuple[Plan, list[CellOutcome]]:
+    """What :func:`outcomes_of` has, but these cells were out of memory."""
+    plan, outcomes = outcomes_of(compared)
+    plan = replace(plan, cells=tuple(c for c in plan.cells if c.variant != "hopeless"))
+    return plan, [
+        replace(o, error="out of memory") if (o.cell.variant, o.cell.seed) in cells else o
+        for o in outcomes
+    ]
+
+
+@pytest.mark.parametrize("failed", ["plain", "wide"])
+def test_a_seed_that_a_variant_did_not_finish_is_pooled_for_none(
+    compared: Compared, failed: str
+) -> None:
+    """Its ground may be harder, and those who finished it would answer for that alone."""
+    plan, outcomes = lost(compared, (failed, 1))
+    found = measure(plan, outcomes)
+    one = replace(plan, cells=tuple(c for c in plan.cells if c.seed == 0))
+    expected = measure(one, [o for o in outcomes if o.cell.seed == 0])
+    assert found.failed
+    assert (found.pooled_seeds, expected.pooled_seeds) == ((0,), (0,))
+    assert found.product == expected.product
+    assert found.product_at_edges == expected.product_at_edges
+    for row, alone in zip(found.rows, expected.rows, strict=True):
+        for figures in ("report", "at_edges", "against_product", "against_first"):
+            assert getattr(row, figures) == getattr(alone, figures)
+        seeds = [0] if row.variant == failed else SEEDS
+        assert list(row.accuracy_by_seed) == seeds
+    text = " ".join(to_markdown(found).split())
+    assert f"seed 0 alone, of every variant without seed 1, which {failed} did not finish" in text
+    other = next(row for row in found.rows if row.variant == "pruned").accuracy_by_seed
+    assert f"| 0: {100 * (other[0] or 0):.2f}, 1: {100 * (other[1] or 0):.2f} |" in text
+    lines = csv.DictReader(io.StringIO(to_csv(found)))
+    assert {line["pooled_seeds"] for line in lines} == {"0"}
+
+
+def test_without_a_seed_in_common_only_single_seeds_have_figures(compared: Compared) -> None:
+    found = measure(*lost(compared, ("plain", 0), ("wide", 1)))
+    assert found.pooled_seeds == ()
+    assert found.product is None
+    for row in found.rows:
+        assert (row.report, row.at_edges, row.against_product) == (None, None, None)
+        assert row.against_first is None
+        assert row.accuracy_by_seed
+    text = " ".join(to_markdown(found).split())
+    assert "seed 0, which plain did not finish and seed 1, which wide did not finish" in text
+    pruned = next(row for row in found.rows if row.variant == "pruned")
+    (seed, over), *others = pruned.over_first_by_seed.items()
+    assert (seed, others) == (1, [])
+    assert f"| -; by seed 1: {100 * (over or 0):+.2f} |" in text
+    assert chart_png(found)
+    assert to_rich(found)
+
+
+def test_a_training_costs_all_its_epochs_whenever_it_last_went_on(compared: Compared) -> None:
+    plan, outcomes = lost(compared)
+    resumed = [
+        replace(o, stages={n: m.model_copy(update={"seconds": 0.01}) for n, m in o.stages.items()})
+        for o in outcomes
+    ]
+    spent: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        history = json.loads(outcome.job.output(outcome.stages["train"], "history").read_text())
+        if outcome.cell.variant == "pruned":
+            pruning = outcome.job.output(outcome.stages["prune"], "history").read_text()
+            phases = json.loads(pruning)
+            assert [len(phases[name]) for name in ("zeroed", "compact")] == [1, 1]
+            history += phases["zeroed"] + phases["compact"]
+        seconds = sum(epoch["seconds"] for epoch in history)
+        spent.setdefault(outcome.cell.variant, []).append(seconds)
+    for row in measure(plan, resumed).rows:
+        assert row.train_seconds == pytest.approx(np.mean(spent[row.variant]))
+        assert row.preliminary_seconds is not None
+        assert row.preliminary_seconds > 0.01
+
+
 def test_the_label_product_is_the_bases_whatever_the_first_cell_learned_from(
     compared: Compared,
 ) -> None:
@@ -313,6 +393,18 @@ def test_what_is_done_is_not_done_again(compared: Compared) -> None:
     assert again.exit_code == 1
     assert json.loads(again.stdout) == json.loads(before)
     assert manifests == {p: p.stat().st_mtime_ns for p in compared.workdir.rglob("manifest.json")}
+
+
+def test_imagery_is_read_once_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    file = comparison_file(project, VARIANTS, SEEDS)
+    read: list[Path] = []
+    digest = engine.file_digest
+    monkeypatch.setattr(engine, "file_digest", lambda path: (read.append(path), digest(path))[1])
+    assert compare(file, "--dry-run").exit_code == 0
+    assert len(read) == len(set(read)) > 1
 
 
 @pytest.mark.slow

@@ -108,6 +108,29 @@ def test_the_matrix_around_another_base_turns_each_factor_the_other_way() -> Non
     }
 
 
+def test_a_variant_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = comparison_file(tmp_path, variants={"a": None})
+    file.write_text("base: spec.yaml\nvariants:\n  a: {seed: 1}\n  a: {seed: 2}\n")
+    with pytest.raises(SpecError, match=r"nets\.yaml: .*key 'a' is there twice"):
+        read_plan(file)
+
+
+def test_combinations_of_a_search_that_read_alike_are_refused(tmp_path: Path) -> None:
+    options = {"first": {"x": None, "x-y": None}, "second": {"y-z": None, "z": None}}
+    with pytest.raises(SpecError, match="two combinations of options are both x-y-z; rename one"):
+        read_plan(comparison_file(tmp_path, search=options))
+
+
+def test_a_base_with_both_norms_first_is_compared_with_either_alone() -> None:
+    spec = {**SPEC, "model": {"arch": "unet_w16", "first_norm": "instance-batch"}}
+    matrix = paper_matrix(parse_spec(yaml.safe_dump(spec), where="spec"))
+    norms = {name: change for name, change in matrix.items() if name.endswith("-norm")}
+    assert norms == {
+        "instance-norm": {"model": {"first_norm": "instance"}},
+        "batch-norm": {"model": {"first_norm": "batch"}},
+    }
+
+
 def test_a_search_combines_every_option_of_each_axis_with_every_one_of_the_others(
     tmp_path: Path,
 ) -> None:
@@ -203,6 +226,62 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     with pytest.raises(SpecError, match=says) as caught:
         read_plan(comparison_file(tmp_path, **keys))
     assert "\n" not in str(caught.value)
+
+
+LATE: dict[str, Any] = {"ratio": 0.4, "stage_ratios": {"stem": 0.1, "stage3": 0.6}}
+
+
+@pytest.mark.parametrize(
+    ("prune", "names"),
+    [
+        ({"stage_ratios": {"stem": None}}, "prune.stage_ratios: 'stage3'"),
+        (
+            {"stage_ratios": {"stem": None, "stage3": None}, "exclude": ["hed"]},
+            "prune.exclude: 'hed'",
+        ),
+    ],
+)
+def test_a_pruning_of_parts_that_a_variant_has_not_is_refused_before_anything_is_trained(
+    tmp_path: Path, prune: dict[str, Any], names: str
+) -> None:
+    unet = {"model": {"arch": "unet_w4"}, "prune": prune}
+    file = comparison_file(tmp_path, variants={"a": {}, "unet": unet})
+    spec_file(tmp_path, model={"arch": "hrnet_w2"}, prune=LATE)
+    with pytest.raises(
+        SpecError,
+        match=rf"nets\.yaml: variant unet: {names} fits no layer.*name parts of unet_w4.*to null",
+    ):
+        read_plan(file)
+
+
+def test_a_variant_takes_a_part_out_of_the_bases_pruning(tmp_path: Path) -> None:
+    ratios = {"stem": None, "stage3": None, "down": 0.2}
+    unet = {"model": {"arch": "unet_w4"}, "prune": {"stage_ratios": ratios}}
+    file = comparison_file(tmp_path, variants={"a": {}, "unet": unet})
+    spec_file(tmp_path, model={"arch": "hrnet_w2"}, prune=LATE)
+    whole, pruned = (cell.spec.prune for cell in read_plan(file).cells)
+    assert whole.stage_ratios == LATE["stage_ratios"]
+    assert (pruned.ratio, pruned.stage_ratios) == (0.4, {"down": 0.2})
+
+
+def test_a_pruning_that_takes_nothing_may_name_any_part(tmp_path: Path) -> None:
+    whole = {"prune": {"exclude": ["stage3"]}}
+    plan = read_plan(comparison_file(tmp_path, variants={"a": {}, "whole": whole}))
+    assert plan.cells[-1].spec.prune.exclude == ("stage3",)
+
+
+def test_the_papers_other_networks_are_pruned_where_they_have_the_parts(tmp_path: Path) -> None:
+    ratios = {**LATE["stage_ratios"], "*.1.*": 0.3}
+    prune = {"ratio": 0.4, "stage_ratios": ratios, "exclude": ["*.0.*", "head"]}
+    plan = read_plan(spec_file(tmp_path, model={"arch": "hrnet_w2"}, prune=prune))
+    pruned = {cell.variant: cell.spec.prune for cell in plan.cells}
+    for same in ("base", "batch-norm"):
+        assert pruned[same].stage_ratios == ratios
+        assert pruned[same].exclude == ("*.0.*", "head")
+    for other in ("unet-w5", "fcdensenet64-k1"):
+        assert pruned[other].stage_ratios == {"*.1.*": 0.3}
+        assert pruned[other].exclude == ("*.0.*",)
+        assert pruned[other].ratio == 0.4
 
 
 def test_chips_of_another_size_that_hold_out_the_same_blocks_are_compared(tmp_path: Path) -> None:

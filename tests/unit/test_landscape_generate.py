@@ -164,7 +164,12 @@ def test_the_picture_shows_image_truth_and_product(made: Landscape) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"size": 64}, "size 64"), ({"scenes": 0}, "0 training scenes"), ({"seed": -1}, "seed -1")],
+    [
+        ({"size": 64}, "size 64"),
+        ({"scenes": 0}, "0 training scenes"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**31}, "seed 2147483648: a spec's seed"),
+    ],
 )
 def test_arguments_that_will_not_do_are_refused(
     tmp_path: Path, arguments: dict[str, int], said: str

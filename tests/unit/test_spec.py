@@ -173,6 +173,35 @@ def test_a_legend_in_the_spec_replaces_the_seven() -> None:
     assert "legend 'two' does not have" in message
 
 
+@pytest.mark.parametrize("recipe", ["dong2020", "terrafine"])
+def test_a_spec_with_a_legend_of_its_own_reads_the_same_written_out(recipe: str) -> None:
+    """The paper's weight on impervious is nobody's error where there is no such class."""
+    classes = [{"code": 1, "name": "land", "color": "#00ff00"},
+               {"code": 2, "name": "sea", "color": "#0000ff"}]  # fmt: skip
+    crosswalk = {1: "land", 2: "sea"}
+    spec = parse(
+        recipe=recipe,
+        legend={"name": "two", "classes": classes},
+        labels={"file": "l.tif", "crosswalk": crosswalk},
+        assess={"reference": {"file": "r.tif", "crosswalk": crosswalk}},
+        training={"label_confusion": None},
+    )
+    again = parse_spec(spec.to_yaml(), where="written out")
+    assert again == spec
+    assert again.digest() == spec.digest()
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_place() -> None:
+    text = yaml.safe_dump(LEAST) + "training:\n  epochs: 5\n  batch: 2\n  epochs: 9\n"
+    with pytest.raises(SpecError, match=r"spec\.yaml: .*key 'epochs' is there twice.* line"):
+        parse_spec(text, where="spec.yaml")
+
+
+def test_keys_may_come_from_an_anchor_and_be_replaced() -> None:
+    text = yaml.safe_dump(LEAST) + "export: {<<: {opset: 18}, opset: 19}\n"
+    assert parse_spec(text, where="spec").export.opset == 19
+
+
 def test_what_is_no_spec_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="not valid YAML"):
         parse_spec("a: [1", where="spec.yaml")

@@ -176,6 +176,14 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_an_interrupted_epoch_took_the_seconds_of_both_its_parts(interrupted: Path) -> None:
+    before = newest(interrupted)
+    longer = replace(before, sums={**before.sums, "seconds": 1000.0})
+    Checkpoints(Storage.at(interrupted)).save(longer)
+    seconds = [epoch.seconds for epoch in run(interrupted).history]
+    assert [taken > 1000 for taken in seconds] == [False, False, True, False]
+
+
 @pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink, _lose_digest, _spoil_digest])
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
     interrupted: Path, finished, damage
