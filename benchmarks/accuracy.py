@@ -69,7 +69,7 @@ def variants(truth: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "ours-no-confusion": {"recipe": "terrafine", "training": {"label_confusion": None}},
         "ours-estimated": {"recipe": "terrafine", "training": {"label_confusion": "estimated"}},
         "ours-instance-norm": {"recipe": "terrafine", "model": {"first_norm": "instance"}},
-        "ours-batch-norm": {"recipe": "terrafine", "model": {"first_norm": "batch"}},
+        "ours-both-norms": {"recipe": "terrafine", "model": {"first_norm": "instance-batch"}},
         "ours-no-ema": {"recipe": "terrafine", "training": {"ema": None}},
     }
 

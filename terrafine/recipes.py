@@ -16,9 +16,8 @@ DEFAULT: Final = "terrafine"
 RECIPES: Final[Mapping[str, Settings]] = {
     "dong2020": {},
     "terrafine": {
-        # instance norm alone takes from a window what tells its classes apart, batch norm alone
-        # learns the light of the scenes trained on
-        "model": {"first_norm": "instance-batch"},
+        # instance norm sees one window, and takes from it what tells its classes apart
+        "model": {"first_norm": "batch"},
         "training": {
             # a label of 10 m speaks of the 3 x 3 pixels of 3 m around, not of each of them
             "label_window": 3,
