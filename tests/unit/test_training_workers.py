@@ -84,7 +84,9 @@ def test_two_workers_have_the_loss_curve_and_weights_of_one(
 
 def test_weights_are_the_same_on_both_workers(workers: Workers) -> None:
     for name in TOGETHER[:-1]:
-        first, second = (torch.load(workers[0] / name / f"best-{rank}.pt") for rank in (0, 1))
+        first, second = (
+            torch.load(workers[0] / name / f"best-{rank}.pt", weights_only=True) for rank in (0, 1)
+        )
         assert first.keys() == second.keys()
         for key in first:
             assert torch.equal(first[key], second[key]), (name, key)
