@@ -65,9 +65,11 @@ class Unseen:
         )
 
     def rows(self, outcomes: Sequence[CellOutcome], first: str) -> list[dict[str, Any]]:
-        """A row for the product and each variant: reports and differences over all seeds."""
-        done = [outcome for outcome in outcomes if outcome.error is None]
-        maps = {(o.cell.variant, o.cell.seed): self._map(o) for o in done}
+        """A row for the product and each variant: reports and differences over all seeds.
+
+        ``outcomes``: of cells that all came to an end.
+        """
+        maps = {(o.cell.variant, o.cell.seed): self._map(o) for o in outcomes}
         product = partial(self._classes(PRODUCT_FILE).read, self.mosaic.grid)
         variants = list(dict.fromkeys(variant for variant, _ in maps))
         rows = [self._row(PRODUCT, {0: product}, {0: product}, {})]

@@ -12,15 +12,14 @@ class _Strict(yaml.SafeLoader):
 
 
 def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
-    # before `<<` brings in the keys that the node's own ones may replace
+    # before construct_mapping lets `<<` bring in the keys that the node's own ones may replace
     seen: set[str] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key.value!r} is there twice; keep one", key.start_mark
             )
-        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
-    loader.flatten_mapping(node)
+        seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
 
 
